@@ -1,0 +1,31 @@
+# make run   the environment from the lock, then the main job
+# make test  the environment if missing, then all tests
+PYTHON ?= python3.11
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint up down clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+run: .venv/ready
+	$(BIN)/stillroom compress --promote
+
+test: .venv/ready
+	$(BIN)/pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first, on its own: the index offers a CPU build on one machine and a CUDA build on the next
+.venv/ready: infra/requirements.lock pyproject.toml
+	@echo "environment: installing the locked packages into .venv (a few minutes the first time)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --require-hashes -r infra/requirements.lock
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
