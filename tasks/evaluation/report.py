@@ -1,0 +1,399 @@
+"""The report: `reports/summary.json`, the page `summary.md` and the table at the end of a run.
+
+All figures come in; nothing is measured here and nothing is computed twice. Size, speed and
+energy are ratios of the very figures in the rows, teacher over candidate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tasks.evaluation.energy import NOT_MEASURED, Energy
+from tasks.evaluation.latency import ColdStart, LatencyRow, PairedRatio
+from tasks.evaluation.statistics import ClassDrops, Interval
+
+if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+    from rich.table import Table
+
+TEACHER, LINEAR, CANDIDATE = "teacher", "linear", "deploy"
+QUALITY = ("accuracy", "macro_f1", "nll", "ece")
+DASH = "–"
+WORST_CLASSES = 5
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model of the report. Quality and bytes always, the rest where it was measured."""
+
+    stage: str
+    quality: Mapping[str, float]
+    file_bytes: int
+    """All files that answering needs."""
+    parameters: int | None = None
+    flops: int | None = None
+    """Per text, mean."""
+    latency: LatencyRow | None = None
+    """Batch 1, one thread, text in, label out."""
+    cold: ColdStart | None = None
+    energy: Energy | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """One entry of ``stages`` in `reports/summary.json`; what is not finite becomes null."""
+        latency, cold, energy = self.latency, self.cold, self.energy
+        return {
+            "stage": self.stage,
+            "quality": {name: _finite(value) for name, value in self.quality.items()},
+            "file_bytes": self.file_bytes,
+            "parameters": self.parameters,
+            "flops": self.flops,
+            "latency_ms": latency and {"p50": latency.p50, "p95": latency.p95, "p99": latency.p99},
+            "cold_start_ms": cold and cold.ms,
+            "throughput_per_s": latency and latency.throughput_per_s,
+            "peak_memory_bytes": cold and cold.peak_memory_bytes,
+            "energy_kwh_per_1k": energy and energy.kwh_per_1k,
+            "co2e_g_per_1k": energy and energy.co2e_g_per_1k,
+            "energy_method": energy and energy.method,
+        }
+
+
+@dataclass(frozen=True)
+class Details:
+    """What `summary.md` shows beyond `summary.json`."""
+
+    drop: Interval
+    """Of accuracy, in points."""
+    flip_rate: float
+    detectable_drop: float
+    """In points."""
+    classes: ClassDrops
+    labels: Sequence[str]
+    latency: Mapping[str, Mapping[int, LatencyRow]] = field(default_factory=dict)
+    """By model and batch size."""
+    paired_speed: PairedRatio | None = None
+    """Teacher over candidate, text by text."""
+    profile: str = ""
+    """The hardware profile that the candidate was built for."""
+    device: str = "cpu"
+    """Where the models were trained and measured."""
+    notes: Sequence[str] = ()
+    """Further lines, as they are."""
+
+
+def summary(
+    rows: Sequence[Row],
+    *,
+    gate: Mapping[str, Any],
+    n: int,
+    retained: Interval,
+    onnx_fp32_p50: float | None,
+    primary: str = "accuracy",
+    split: str = "test",
+) -> dict[str, Any]:
+    """The content of `reports/summary.json`.
+
+    Args:
+        rows: the teacher first, then the linear model, the stages, last the candidate.
+        gate: the verdict, as in `metrics/gate.json`.
+        n: rows of the split.
+        retained: the candidate's primary metric as a share of the teacher's.
+        onnx_fp32_p50: the teacher on ONNX Runtime fp32, ms at batch 1.
+
+    Raises:
+        ValueError: the first row is not the teacher or the last not the candidate.
+    """
+    found = [row.as_dict() for row in rows]
+    ends = [row["stage"] for row in (found[0], found[-1])] if found else []
+    if ends != [TEACHER, CANDIDATE]:
+        raise ValueError(f"found rows from {ends}, expected from {TEACHER} to {CANDIDATE}")
+    return {
+        "primary": primary,
+        "split": split,
+        "n": n,
+        "stages": found,
+        "ratios": ratios(found[0], found[-1], retained=retained, onnx_fp32_p50=onnx_fp32_p50),
+        "gate": dict(gate),
+    }
+
+
+def ratios(
+    teacher: Mapping[str, Any],
+    candidate: Mapping[str, Any],
+    *,
+    retained: Interval,
+    onnx_fp32_p50: float | None,
+) -> dict[str, Any]:
+    """Teacher over candidate; null where a figure is missing.
+
+    ``speed_p50`` is the quotient of the two p50 columns, not the median of paired ratios, so
+    that a reader can recompute it; `summary.md` gives the paired one beside it.
+    """
+    own = candidate["latency_ms"] and candidate["latency_ms"]["p50"]
+    interval = [_finite(retained.low), _finite(retained.high)]
+    return {
+        "quality_retained": _finite(retained.point),
+        "quality_retained_ci95": None if None in interval else interval,
+        "size": _over(teacher["file_bytes"], candidate["file_bytes"]),
+        "speed_p50": _over(teacher["latency_ms"] and teacher["latency_ms"]["p50"], own),
+        "speed_p50_vs_onnx_fp32": _over(onnx_fp32_p50, own),
+        "energy": _over(teacher["energy_kwh_per_1k"], candidate["energy_kwh_per_1k"]),
+    }
+
+
+def beaten_by_linear(summary: Mapping[str, Any]) -> bool:
+    """Whether the linear model equals or beats the candidate in quality, bytes and p50."""
+    rows = {row["stage"]: row for row in summary["stages"]}
+    if LINEAR not in rows:
+        return False
+    linear, candidate, primary = rows[LINEAR], rows[CANDIDATE], summary["primary"]
+    if linear["quality"][primary] is None or candidate["quality"][primary] is None:
+        return False
+    as_fast = True
+    if linear["latency_ms"] and candidate["latency_ms"]:
+        as_fast = linear["latency_ms"]["p50"] <= candidate["latency_ms"]["p50"]
+    return bool(
+        linear["quality"][primary] >= candidate["quality"][primary]
+        and linear["file_bytes"] <= candidate["file_bytes"]
+        and as_fast
+    )
+
+
+Column = tuple[str, Callable[[Mapping[str, Any]], str]]
+
+
+def _columns() -> list[Column]:
+    """Heads and cells of the table of all rows, on the page and in the terminal."""
+    return [
+        ("stage", lambda row: str(row["stage"])),
+        ("accuracy %", lambda row: _number(row["quality"].get("accuracy"), 2, 100)),
+        ("macro-F1 %", lambda row: _number(row["quality"].get("macro_f1"), 2, 100)),
+        ("ECE", lambda row: _number(row["quality"].get("ece"), 3)),
+        ("bytes", lambda row: _number(row["file_bytes"], 0)),
+        ("p50 ms", lambda row: _significant(_latency(row, "p50"))),
+        ("p95 ms", lambda row: _significant(_latency(row, "p95"))),
+        ("p99 ms", lambda row: _significant(_latency(row, "p99"))),
+        ("energy mWh/1k", _energy),
+    ]
+
+
+def render_terminal(summary: Mapping[str, Any]) -> Table:
+    """The table that a run ends with: a row per model, a dash where nothing was measured."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    verdict = "passed" if summary["gate"]["passed"] else "refused"
+    table = Table(
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        title=f"{summary['n']:,} {summary['split']} texts, gate {verdict}",
+        caption=f"{_headline(summary['ratios'])}\nenergy: {', '.join(_methods(summary))}",
+        caption_justify="left",
+    )
+    columns = _columns()
+    cells = _rows(summary["stages"], columns)
+    for line in cells:
+        line[-1] = line[-1].split()[0] if line[-1][0].isdigit() else DASH
+    for index, (head, _) in enumerate(columns):
+        side: JustifyMethod = "right" if index else "left"
+        table.add_column(head.replace(" ", "\n"), justify=side, no_wrap=True)
+    for line in cells:
+        table.add_row(*line, style="bold" if line[0] == CANDIDATE else None)
+    return table
+
+
+def _methods(summary: Mapping[str, Any]) -> list[str]:
+    methods = sorted({row["energy_method"] for row in summary["stages"] if row["energy_method"]})
+    return methods or [NOT_MEASURED]
+
+
+def render_markdown(summary: Mapping[str, Any], details: Details) -> str:
+    """The content of `reports/summary.md`."""
+    parts = [
+        "# What this run made",
+        _headline(summary["ratios"]),
+        f"Measured on the {summary['split']} split, {summary['n']:,} texts; "
+        "latency: batch 1, one thread, text in, label out.",
+        _table([head for head, _ in _columns()], _rows(summary["stages"], _columns())),
+        "![quality against size and speed](pareto.png)",
+        "## Footprint",
+        _footprint(summary["stages"]),
+        "## The gate",
+        _gate(summary["gate"]),
+        "## Against the teacher",
+        _against(details),
+        "## Worst classes",
+        _classes(details),
+        *(["## Batches", _batches(details.latency)] if details.latency else []),
+        "## What these figures are worth",
+        "\n".join(f"- {note}" for note in _notes(summary, details)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _headline(ratio: Mapping[str, Any]) -> str:
+    interval = ratio["quality_retained_ci95"]
+    kept = f"{_number(ratio['quality_retained'], 2, 100)} % of the teacher's accuracy"
+    if interval:
+        kept += f" (95 %: {_number(interval[0], 2, 100)} to {_number(interval[1], 2, 100)})"
+    return (
+        f"{kept}, {_times(ratio['size'])} smaller, {_times(ratio['speed_p50'])} faster at p50 "
+        f"({_times(ratio['speed_p50_vs_onnx_fp32'])} against the teacher on ONNX Runtime fp32)"
+    )
+
+
+def _footprint(stages: Sequence[Mapping[str, Any]]) -> str:
+    columns: list[Column] = [
+        ("stage", lambda row: str(row["stage"])),
+        ("parameters", lambda row: _number(row["parameters"], 0)),
+        ("MFLOPs a text", lambda row: _number(row["flops"], 2, 1e-6)),
+        ("NLL", lambda row: _number(row["quality"].get("nll"), 4)),
+        ("texts per s", lambda row: _number(row["throughput_per_s"], 0)),
+        ("cold start ms", lambda row: _number(row["cold_start_ms"], 0)),
+        ("peak memory MB", lambda row: _number(row["peak_memory_bytes"], 0, 1e-6)),
+        ("g CO2e per 1k", lambda row: _number(row["co2e_g_per_1k"], 5)),
+    ]
+    return _table([head for head, _ in columns], _rows(stages, columns))
+
+
+def _gate(gate: Mapping[str, Any]) -> str:
+    rows = []
+    for check in gate["checks"]:
+        digits = 0 if check["metric"] == "bytes" else 4
+        bound = "≤" if check["kind"] == "max" else "≥"
+        limit = f"{bound} {_number(check['limit'], digits)}"
+        verdict = "yes" if check["passed"] else "**no**"
+        rows.append([check["metric"], _number(check["value"], digits), limit, verdict])
+    word = "The candidate **passed**" if gate["passed"] else "The candidate was **refused**"
+    return f"{word}. Drops are in points of 100 against the teacher.\n\n" + _table(
+        ["check", "found", "limit", "passed"], rows
+    )
+
+
+def _against(details: Details) -> str:
+    drop = details.drop
+    lines = [
+        f"Accuracy drop: {drop.point:.2f} points (95 % paired bootstrap: "
+        f"{drop.low:.2f} to {drop.high:.2f}).",
+        f"Flips: {_number(details.flip_rate, 2, 100)} % of the texts get another label than "
+        "from the teacher.",
+        f"The smallest drop that this split shows with a power of 80 %: "
+        f"{_number(details.detectable_drop, 2)} points.",
+    ]
+    if details.paired_speed:
+        ratio = details.paired_speed
+        lines.append(
+            f"Speed text by text, teacher over candidate: {ratio.median:.1f}× "
+            f"(quartiles {ratio.q1:.1f} to {ratio.q3:.1f})."
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _classes(details: Details) -> str:
+    judged = details.classes.classes
+    if not judged:
+        return "No class has rows enough to be judged; the gate took the overall drop instead."
+    worst = sorted(judged, key=lambda drop: -drop.lower)[:WORST_CLASSES]
+    rows = [
+        [
+            details.labels[drop.label],
+            str(drop.n),
+            f"{drop.point:.1f}",
+            f"{drop.shrunken:.1f}",
+            f"{drop.lower:.1f}",
+        ]
+        for drop in worst
+    ]
+    head = ["class", "rows", "recall lost, points", "shrunken", "lower bound"]
+    return (
+        _table(head, rows)
+        + f"\n\nShrunken towards the overall drop of {details.classes.overall:.2f} points; the "
+        f"bound is corrected for the {len(judged)} judged. The gate judges the largest bound."
+    )
+
+
+def _batches(latency: Mapping[str, Mapping[int, LatencyRow]]) -> str:
+    rows = []
+    for name, by_batch in latency.items():
+        for batch, row in by_batch.items():
+            times = [f"{ms:.3f}" for ms in (row.p50, row.p95, row.p99)]
+            rows.append([name, str(batch), *times, f"{row.throughput_per_s:,.0f}"])
+    return _table(["model", "batch", "p50 ms", "p95 ms", "p99 ms", "texts per s"], rows)
+
+
+def _notes(summary: Mapping[str, Any], details: Details) -> list[str]:
+    methods = _methods(summary)
+    notes = [
+        "Size is all files that answering needs, tokenizer included. Quality, size and speed of "
+        "the candidate are those of the served bytes, through the serving loader.",
+        "Models were timed interleaved, on the same texts, with one thread each; p50 speed is "
+        "the quotient of the p50 columns.",
+        "One seed: a claim narrower than the spread of seeds needs the mean of three or more.",
+    ]
+    if beaten_by_linear(summary):
+        notes.insert(
+            0,
+            "**The linear model beats the candidate on all axes (quality, bytes, latency): "
+            "this student is not worth shipping.**",
+        )
+    if methods == [NOT_MEASURED]:
+        notes.append("Energy was not measured: that takes loops of at least 30 s a model.")
+    else:
+        notes.append(f"Energy method: {', '.join(methods)}.")
+    if "estimated" in methods:
+        notes.append(
+            "Estimated energy is watts assumed times seconds: its ratio repeats the speed ratio "
+            "and says nothing more. It decides nothing in the gate."
+        )
+    if details.device == "cpu":
+        notes.append("Nothing in this run ran on a GPU.")
+    if details.profile:
+        notes.append(f"Built for the hardware profile `{details.profile}`.")
+    return [*notes, *details.notes]
+
+
+def _energy(row: Mapping[str, Any]) -> str:
+    if row["energy_kwh_per_1k"] is None:
+        return row["energy_method"] or DASH
+    return f"{_significant(1e6 * row['energy_kwh_per_1k'])} {row['energy_method']}"
+
+
+def _latency(row: Mapping[str, Any], name: str) -> float | None:
+    return row["latency_ms"][name] if row["latency_ms"] else None
+
+
+def _rows(stages: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> list[list[str]]:
+    return [[cell(row) for _, cell in columns] for row in stages]
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *cells])
+
+
+def _number(value: float | None, digits: int, scale: float = 1) -> str:
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{value * scale:,.{digits}f}"
+
+
+def _significant(value: float | None) -> str:
+    """Three significant digits, never an exponent."""
+    if value is None or not math.isfinite(value) or value <= 0:
+        return DASH
+    return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}"
+
+
+def _times(value: float | None) -> str:
+    return DASH if value is None else f"{value:.1f}×"
+
+
+def _over(a: float | None, b: float | None) -> float | None:
+    return None if a is None or not b else _finite(a / b)
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)

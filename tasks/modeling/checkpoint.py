@@ -1,0 +1,134 @@
+"""Open and save any checkpoint of the chain.
+
+config.json        sizes that all layers share
+surgery.json       the final shapes of each layer, and what was done to get there
+model.safetensors  weights; they load strictly or not at all
+tokenizer.json     labels.json
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+
+from tasks.errors import IntegrityError
+from tasks.modeling.architecture import architecture_of
+from tasks.modeling.surgery import LayerShape, Shapes, reshape, shapes_of
+
+CHECKPOINT_FILES = ("config.json", "model.safetensors", "surgery.json", "tokenizer.json")
+
+
+def load_pretrained(folder: Path, *, classes: int, dropout: float, seed: int) -> PreTrainedModel:
+    """A pretrained encoder under a new classification head.
+
+    Args:
+        classes: number of logits.
+        dropout: of hidden states and attention probabilities, while training.
+    """
+    torch.manual_seed(seed)
+    config = AutoConfig.from_pretrained(folder)
+    config.num_labels = classes
+    model = AutoModelForSequenceClassification.from_pretrained(
+        folder, config=config, dtype=torch.float32, attn_implementation="eager"
+    )
+    architecture_of(model)
+    set_dropout(model, dropout)
+    return model
+
+
+def load_checkpoint(folder: Path, *, dropout: float = 0.0) -> PreTrainedModel:
+    """Build the recorded shapes, then load the weights strictly; the model is in eval mode.
+
+    Raises:
+        IntegrityError: weights and shapes do not fit.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    config._attn_implementation = "eager"
+    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    reshape(model, read_shapes(folder))
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    except RuntimeError as error:
+        raise IntegrityError(
+            f"{folder}: weights do not fit surgery.json ({str(error).splitlines()[-1].strip()})",
+            next_command="dvc checkout",
+        ) from error
+    set_dropout(model, dropout)
+    return model.eval()
+
+
+def save_checkpoint(
+    model: nn.Module, folder: Path, *, parent: Path, step: dict[str, Any], tokenizer_json: str = ""
+) -> None:
+    """Save weights, shapes and lineage; tokenizer and labels come from the parent unless given.
+
+    Args:
+        parent: the checkpoint that this one was made from.
+        step: what was done, for the lineage in ``surgery.json``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    model.config.to_json_file(folder / "config.json")  # type: ignore[union-attr,operator]
+    lineage = [*read_lineage(parent), step]
+    shapes = [asdict(shape) for shape in shapes_of(model)]
+    record = {"format": 1, "layers": shapes, "lineage": lineage}
+    (folder / "surgery.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    if tokenizer_json:
+        (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+    else:
+        shutil.copyfile(parent / "tokenizer.json", folder / "tokenizer.json")
+    if (parent / "labels.json").exists():
+        shutil.copyfile(parent / "labels.json", folder / "labels.json")
+
+
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """What a stage that is switched off does."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        shutil.copyfile(path, target / path.name)
+
+
+def read_shapes(folder: Path) -> Shapes:
+    """The shapes in ``surgery.json``."""
+    record = json.loads((folder / "surgery.json").read_text("utf-8"))
+    return tuple(LayerShape(tuple(layer["heads"]), layer["ffn"]) for layer in record["layers"])
+
+
+def read_lineage(folder: Path) -> list[dict[str, Any]]:
+    """The steps that led to a checkpoint; none for a pretrained model."""
+    path = folder / "surgery.json"
+    return json.loads(path.read_text("utf-8"))["lineage"] if path.exists() else []
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    """Set every dropout of a model."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+
+
+def clone(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing."""
+    return copy.deepcopy(model)
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def checkpoint_bytes(folder: Path) -> int:
+    """Bytes of model and tokenizer files."""
+    names: Sequence[str] = [n for n in CHECKPOINT_FILES if (folder / n).exists()]
+    return sum((folder / name).stat().st_size for name in names)

@@ -1,0 +1,25 @@
+"""Where each stage puts what, relative to the workspace root."""
+
+from pathlib import Path
+
+RAW = Path("data/raw")
+PRETRAINED = Path("data/pretrained")
+PREPARED = Path("data/prepared")
+TRAIN = PREPARED / "train.parquet"
+VALIDATION = PREPARED / "validation.parquet"
+TEST = PREPARED / "test.parquet"
+LABELS = PREPARED / "labels.json"
+TEACHER = Path("data/models/baseline")
+TEACHER_SERVABLE = Path("data/models/teacher_servable")
+TEACHER_LOGITS = Path("data/teacher_logits")
+DISTILLED = Path("data/models/distill")
+PRUNED = Path("data/models/prune")
+FINETUNED = Path("data/models/finetune")
+QUANTIZED = Path("data/models/quantize")
+DEPLOYED = Path("data/models/deploy")
+METRICS = Path("metrics")
+REPORTS = Path("reports")
+GATE = METRICS / "gate.json"
+SUMMARY = REPORTS / "summary.json"
+PLACEHOLDERS = Path("data/own")
+"""Tracked files that stand where a user's own files go: a DVC dependency may not be empty."""

@@ -1,0 +1,148 @@
+"""Turn raw files into three clean splits, and refuse what cannot be trained on.
+
+    python -m tasks.prepare
+    dvc repro prepare
+
+A text that also stands in test is dropped from train and validation: test stays as its
+authors made it.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+
+from tasks.errors import DataError
+from tasks.files import write_json
+from tasks.params import Params
+from tasks.paths import LABELS, PREPARED, RAW, TEST, TRAIN, VALIDATION
+from tasks.stage import Metrics, run, say
+
+
+def main(params: Params) -> Metrics:
+    data = params.data
+    raw = {path.stem: path for path in sorted(RAW.iterdir())}
+    splits = {
+        split: read_table(path, f"data.{split}", data.text_column, data.label_column)
+        for split, path in raw.items()
+    }
+    if "validation" not in splits:
+        splits["train"], splits["validation"] = split_off(
+            splits["train"], data.validation_fraction, params.seed
+        )
+    labels = check_labels(splits)
+    splits, leaks = drop_leaks(splits)
+    splits = {s: sample(frame, data.max_rows, params.seed) for s, frame in splits.items()}
+    check_labels(splits)
+
+    PREPARED.mkdir(parents=True, exist_ok=True)
+    for split, path in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST)):
+        frame = splits[split].assign(label=splits[split]["label"].map(labels.index))
+        frame.reset_index(drop=True).to_parquet(path, index=False)
+        say(f"prepare: {split}: {len(frame)} rows")
+    write_json(LABELS, labels)
+    return {
+        "classes": len(labels),
+        "rows": {split: len(frame) for split, frame in splits.items()},
+        "dropped_leaks": leaks,
+        "smallest_class": int(splits["train"]["label"].value_counts().min()),
+        "words_p50": float(splits["train"]["text"].str.split().str.len().median()),
+        "words_max": int(splits["train"]["text"].str.split().str.len().max()),
+    }
+
+
+def read_table(path: Path, key: str, text_column: str, label_column: str) -> pd.DataFrame:
+    """Read CSV, TSV, JSONL or Parquet into string columns ``text`` and ``label``.
+
+    Raises:
+        DataError: unreadable, no UTF-8, empty, or a column is missing or holds gaps.
+    """
+    try:
+        frame = _read(path)
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{key}: found bytes that are no UTF-8 at offset {error.start}, expected UTF-8",
+            next_command="iconv -f latin1 -t utf-8 FILE > FILE.utf8",
+        ) from None
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{key}: cannot be read as {path.suffix} ({reason})") from None
+    for column, option in ((text_column, "data.text_column"), (label_column, "data.label_column")):
+        if column not in frame.columns:
+            raise DataError(
+                f"{key}: found columns {', '.join(map(str, frame.columns))}; expected {column!r}",
+                next_command=f"stillroom compress --set {option}=NAME",
+            )
+    frame = frame[[text_column, label_column]].set_axis(["text", "label"], axis=1)
+    if frame.empty:
+        raise DataError(f"{key}: found a header and no rows, expected labelled texts")
+    gaps = frame.isna() | (frame.astype(str).apply(lambda c: c.str.strip()) == "")
+    if gaps.to_numpy().any():
+        row = int(gaps.any(axis=1).to_numpy().argmax())
+        column = "text" if gaps.iloc[row]["text"] else "label"
+        raise DataError(f"{key}: row {row + 1} has no {column}, expected one in every row")
+    return frame.astype(str)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if path.suffix == ".parquet":
+        return pd.read_parquet(path)
+    if path.suffix == ".jsonl":
+        return pd.read_json(path, lines=True, dtype=False, encoding="utf-8")
+    separator = "\t" if path.suffix == ".tsv" else ","
+    return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8")
+
+
+def check_labels(splits: dict[str, pd.DataFrame]) -> list[str]:
+    """The sorted class names.
+
+    Raises:
+        DataError: fewer than two classes, or a split has a class that train has not.
+    """
+    labels = sorted(splits["train"]["label"].unique())
+    if len(labels) < 2:
+        raise DataError(f"data.train: found the single label {labels[0]!r}, expected at least two")
+    for split in ("validation", "test"):
+        unseen = sorted(set(splits[split]["label"]) - set(labels))
+        if unseen:
+            raise DataError(
+                f"data.{split}: found label {unseen[0]!r} that train has not "
+                f"({len(unseen)} such), expected only labels of train"
+            )
+    return labels
+
+
+def split_off(train: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Take a stratified share of train as validation; every class keeps a row in train."""
+    taken = train.groupby("label", group_keys=False).sample(frac=fraction, random_state=seed)
+    if taken.empty:
+        taken = train[train["label"].duplicated()].sample(n=1, random_state=seed)
+    return train.drop(taken.index), taken
+
+
+def drop_leaks(splits: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
+    """Drop from train and validation what also stands in a later split; count it."""
+    folded = {s: f["text"].str.casefold().str.split().str.join(" ") for s, f in splits.items()}
+    held_out = set(folded["test"])
+    clean = {"test": splits["test"]}
+    for split in ("validation", "train"):
+        clean[split] = splits[split][~folded[split].isin(held_out)]
+        held_out |= set(folded[split])
+    if clean["train"].empty or clean["validation"].empty:
+        raise DataError("data.train: found only texts that also stand in test, expected others")
+    return clean, {s: len(splits[s]) - len(clean[s]) for s in ("train", "validation")}
+
+
+def sample(frame: pd.DataFrame, rows: int, seed: int) -> pd.DataFrame:
+    """At most `rows` rows, every class in proportion and none lost."""
+    if not rows or len(frame) <= rows:
+        return frame
+    shuffled = frame.sample(frac=1.0, random_state=seed)
+    rank = shuffled.groupby("label").cumcount()
+    return shuffled.loc[rank.sort_values(kind="stable").index].head(rows).sort_index()
+
+
+if __name__ == "__main__":
+    run("prepare", main)

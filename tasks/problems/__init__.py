@@ -1,0 +1,1 @@
+"""What a model is for. Only this package knows classification from language modelling."""

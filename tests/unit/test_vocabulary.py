@@ -1,0 +1,96 @@
+"""A trimmed tokenizer spells the same texts with fewer pieces in its table."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from tasks.errors import ParamsError
+from tasks.modeling.vocabulary import plain_tokenizer, trim, unknown_share
+
+WORDS = ["card", "cash", "where", "is", "my", "##ing", "##s", "withdraw", "##al", "bank", "[unused1]"]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CHARACTERS = list("abcdefghijklmnopqrstuvwxyz?é中")
+
+
+def spec() -> str:
+    """A WordPiece tokenizer file as BERT has it, small."""
+    pieces = [*SPECIAL, "[unused0]", *CHARACTERS, *(f"##{c}" for c in CHARACTERS), *WORDS]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    special = {s: {"id": s, "ids": [vocab[s]], "tokens": [s]} for s in ("[CLS]", "[SEP]")}
+    single = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}},
+              {"Sequence": {"id": "A", "type_id": 0}},
+              {"SpecialToken": {"id": "[SEP]", "type_id": 0}}]  # fmt: skip
+    return json.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "decoder": None,
+        "added_tokens": [
+            {"id": vocab[s], "content": s, "special": True, "single_word": False,
+             "lstrip": False, "rstrip": False, "normalized": False} for s in SPECIAL],
+        "normalizer": {"type": "BertNormalizer", "clean_text": True, "lowercase": True,
+                       "handle_chinese_chars": True, "strip_accents": False},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "TemplateProcessing", "single": single, "pair": single,
+                           "special_tokens": special},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "vocab": vocab,
+                  "continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
+    })  # fmt: skip
+
+
+TRIMMED = trim(spec(), ["where is my card", "my cash card"], min_count=1)
+
+
+def test_used_pieces_specials_and_characters_stay() -> None:
+    kept = set(json.loads(TRIMMED.tokenizer_json)["model"]["vocab"])
+    assert {"where", "is", "my", "card", "cash", *SPECIAL, *CHARACTERS} <= kept
+    assert {f"##{c}" for c in CHARACTERS} <= kept
+    assert not {"bank", "withdraw", "##al", "[unused0]", "[unused1]"} & kept
+
+
+def test_kept_ids_point_at_the_old_rows() -> None:
+    old = json.loads(spec())["model"]["vocab"]
+    new = json.loads(TRIMMED.tokenizer_json)["model"]["vocab"]
+    assert [old[piece] for piece in sorted(new, key=new.get)] == list(TRIMMED.kept_ids)
+
+
+def test_special_tokens_have_their_new_ids() -> None:
+    tokenizer = Tokenizer.from_str(TRIMMED.tokenizer_json)
+    assert tokenizer.encode("my card").tokens == ["[CLS]", "my", "card", "[SEP]"]
+    assert tokenizer.encode("my bank").tokens == ["[CLS]", "my", *"b ##a ##n ##k".split(), "[SEP]"]
+
+
+@given(st.text(alphabet="".join(CHARACTERS) + "  ", max_size=40))
+def test_what_was_readable_stays_readable(text: str) -> None:
+    before, after = Tokenizer.from_str(spec()), Tokenizer.from_str(TRIMMED.tokenizer_json)
+
+    def letters(tokenizer: Tokenizer) -> str:
+        return "".join(t.removeprefix("##") for t in tokenizer.encode(text).tokens)
+
+    assert letters(before) == letters(after)
+    assert unknown_share(TRIMMED.tokenizer_json, [text]) == unknown_share(spec(), [text])
+
+
+def test_rare_pieces_go_by_count() -> None:
+    texts = ["my card", "my cash", "my card"]
+    kept = json.loads(trim(spec(), texts, min_count=2).tokenizer_json)["model"]["vocab"]
+    assert "card" in kept
+    assert "cash" not in kept
+
+
+def test_unknown_share_counts_pieces() -> None:
+    assert unknown_share(spec(), ["my ☃ card ☃"]) == pytest.approx(0.5)
+
+
+def test_long_texts_are_cut() -> None:
+    tokenizer = plain_tokenizer(spec(), max_length=4)
+    assert tokenizer.encode("my card is my bank").tokens == ["[CLS]", "my", "card", "[SEP]"]
+
+
+def test_other_tokenizers_are_refused_with_a_way_out() -> None:
+    other = json.loads(spec())
+    other["model"] = {"type": "BPE", "vocab": {}, "merges": []}
+    with pytest.raises(ParamsError, match=r"vocabulary\.trim.*BPE.*\n.*trim=false"):
+        trim(json.dumps(other), ["a"], min_count=1)
