@@ -1,11 +1,13 @@
 # make run   the environment from the lock, then the main job
 # make test  the environment if missing, then all tests
+# make lint  ruff and mypy
+# make up    MLflow, Prefect and the weekly run on this machine; make down stops them
 PYTHON ?= python3.11
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint up down clean
+.PHONY: help run test lint up down
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -29,3 +31,9 @@ lint: .venv/ready
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --require-hashes -r infra/requirements.lock
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+
+up: .venv/ready
+	$(BIN)/python -m flows.stack up
+
+down: .venv/ready
+	$(BIN)/python -m flows.stack down

@@ -55,7 +55,7 @@ def main(params: Params) -> Metrics:
         hardware=params.hardware,
         seed=params.seed,
     )
-    step = {"stage": "baseline", "pretrained": model.config.model_type, **trained}
+    step = {"stage": "baseline", "pretrained": model.config.model_type, "steps": trained.steps}
     save_checkpoint(model, TEACHER, parent=PRETRAINED, step=step)
     shutil.copyfile(LABELS, TEACHER / "labels.json")
 
@@ -77,7 +77,8 @@ def main(params: Params) -> Metrics:
         sample_texts=validation.texts[:16],
     )
     return {
-        **trained,
+        "runtime": {"resumed_from": trained.resumed_from},
+        "steps": trained.steps,
         "parameters": parameters(teacher),
         "file_bytes": checkpoint_bytes(TEACHER),
         "validation": measured,

@@ -68,14 +68,15 @@ def main(params: Params) -> Metrics:
         distillation=Distillation(LogitCache(TEACHER_LOGITS), config.temperature, config.alpha),
     )
     step = {"stage": "distill", "layers": list(config.layers),
-            "vocabulary": student.config.vocab_size, **trained}  # fmt: skip
+            "vocabulary": student.config.vocab_size, "steps": trained.steps}  # fmt: skip
     save_checkpoint(student, DISTILLED, parent=TEACHER, step=step, tokenizer_json=tokenizer_json)
 
     measured = quality(logits_of(student, tokenizer, validation.texts), validation.labels)
     teacher = read_metrics("baseline")["validation"]
     stage_limit("distill", teacher, measured, params.gate.stage_drop.distill)
     return {
-        **trained,
+        "runtime": {"resumed_from": trained.resumed_from},
+        "steps": trained.steps,
         "enabled": True,
         "vocabulary": student.config.vocab_size,
         "unknown_share": {

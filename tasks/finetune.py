@@ -44,13 +44,16 @@ def main(params: Params) -> Metrics:
         seed=params.seed,
         distillation=Distillation(LogitCache(TEACHER_LOGITS), config.temperature, config.alpha),
     )
-    save_checkpoint(student, FINETUNED, parent=PRUNED, step={"stage": "finetune", **trained})
+    save_checkpoint(
+        student, FINETUNED, parent=PRUNED, step={"stage": "finetune", "steps": trained.steps}
+    )
 
     measured = quality(logits_of(student, tokenizer, validation.texts), validation.labels)
     teacher = read_metrics("baseline")["validation"]
     stage_limit("finetune", teacher, measured, params.gate.stage_drop.finetune)
     return {
-        **trained,
+        "runtime": {"resumed_from": trained.resumed_from},
+        "steps": trained.steps,
         "enabled": True,
         "parameters": parameters(student),
         "file_bytes": checkpoint_bytes(FINETUNED),

@@ -113,7 +113,9 @@ class Training(Section):
     warmup: Fraction
     """Share of the steps."""
     weight_decay: Annotated[float, Field(ge=0, lt=1)]
+    """Decoupled, as in AdamW."""
     dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Of hidden states and attention probabilities."""
     precision: Literal["fp32", "bf16"]
     """`bf16` is autocast: master weights stay fp32."""
 
@@ -158,6 +160,7 @@ class Prune(Section):
 
     enabled: bool
     importance: Literal["activation", "magnitude", "random"]
+    """What a unit is worth: see `tasks.pruning.importance`."""
     scope: Literal["global", "layer"]
     """`layer` cuts every layer alike; `global` lets layers compete."""
     ffn_keep: Annotated[float, Field(gt=0, le=1)]

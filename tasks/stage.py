@@ -3,15 +3,18 @@
     if __name__ == "__main__":
         run("prune", main)
 
-writes ``metrics/prune.json`` (what ``main`` returns), ``metrics/prune.runtime.json``
-(time, memory, energy of this run) or ``metrics/prune.error.json``.
+writes ``metrics/prune.json`` (what ``main`` returns: numbers that depend on params and
+inputs alone), ``metrics/prune.runtime.json`` (time, memory, energy of this run, and what
+``main`` returns under ``runtime``) or ``metrics/prune.error.json``.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -20,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
-from tasks.errors import StillroomError
+from tasks.errors import GateRefused, StillroomError
 from tasks.evaluation.energy import StageEnergy
 from tasks.evaluation.footprint import peak_memory_bytes
 from tasks.files import write_json
@@ -33,6 +37,8 @@ Metrics = dict[str, Any]
 
 def run(name: str, main: Callable[[Params], Metrics]) -> None:
     """Run one stage in this process and exit with its code."""
+    gc.enable()
+    gc.freeze()
     started = time.time()
     startup_s = started - psutil.Process().create_time()
     error_file = METRICS / f"{name}.error.json"
@@ -43,10 +49,13 @@ def run(name: str, main: Callable[[Params], Metrics]) -> None:
         with StageEnergy("DEU") as energy:  # kWh only: the grid's carbon does not matter here
             metrics = main(params)
     except StillroomError as error:
+        if not isinstance(error, GateRefused):  # what a limit refused is whole, and worth a look
+            discard_outputs(name)
         write_json(error_file, error.as_dict())
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         sys.exit(error.exit_code)
     work_s = time.time() - started
+    runtime = metrics.pop("runtime", {})
     write_json(METRICS / f"{name}.json", {"stage": name, **metrics})
     write_json(
         METRICS / f"{name}.runtime.json",
@@ -60,9 +69,19 @@ def run(name: str, main: Callable[[Params], Metrics]) -> None:
             "energy_kwh": energy.kwh,
             "energy_method": energy.method,
             "machine": machine(),
+            **runtime,
         },
     )
     say(f"{name}: done in {work_s:.1f} s")
+    sys.stderr.flush()
+    os._exit(0)  # everything is written; taking torch down piece by piece takes over a second
+
+
+def discard_outputs(name: str) -> None:
+    """Remove what a stage that failed has written so far."""
+    for out in yaml.safe_load(Path("dvc.yaml").read_text("utf-8"))["stages"][name].get("outs", []):
+        path = Path(next(iter(out)) if isinstance(out, dict) else out)
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def use_threads(count: int) -> None:

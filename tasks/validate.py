@@ -21,10 +21,10 @@ import torch
 from tasks.errors import IntegrityError
 from tasks.evaluation.energy import Energy, energy_of
 from tasks.evaluation.footprint import flops
+from tasks.evaluation.hubless import quality
 from tasks.evaluation.latency import Answerer, ColdStart, Latency, cold_start, measure
 from tasks.evaluation.linear import LinearModel
 from tasks.evaluation.pareto import plot_pareto
-from tasks.evaluation.quality import quality
 from tasks.evaluation.report import Details, Row, render_markdown, summary
 from tasks.evaluation.statistics import (
     detectable_drop,

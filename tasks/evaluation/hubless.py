@@ -7,7 +7,6 @@ the one that judges on test needs to, and no other module does.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import datasets
@@ -23,9 +22,8 @@ class _Offline(evaluate.Metric):
     key: str
 
     def _info(self) -> evaluate.MetricInfo:
-        formula, _ = formulas.FORMULAS[self.key]
         return evaluate.MetricInfo(
-            description=str(formula.__doc__),
+            description=str(type(self).__doc__),
             citation="",
             inputs_description="predictions: logits; references: labels",
             features=datasets.Features(
@@ -71,8 +69,6 @@ class Ece(_Offline):
 class PerClassRecall(_Offline):
     """`quality.per_class_recall`; its value is an array ``[c]``."""
 
-    key = "accuracy"
-
     def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
         logits = np.asarray(predictions)
         labels, classes = np.asarray(references), logits.shape[1]
@@ -82,16 +78,12 @@ class PerClassRecall(_Offline):
 METRICS: tuple[type[_Offline], ...] = (Accuracy, MacroF1, Nll, Ece)
 
 
-@cache
-def _instance(kind: type[_Offline]) -> _Offline:
-    # a fixed seed: without one, the constructor reads numpy's global generator
-    return kind(keep_in_memory=True, seed=0, experiment_id=kind.__name__)
-
-
 def quality(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """What `quality.quality` gives, through `evaluate`; the same errors."""
     formulas.check(logits, labels)
     found: dict[str, float] = {}
     for kind in METRICS:
-        found |= _instance(kind).compute(predictions=logits, references=labels)
+        # a fixed seed: without one, the constructor reads numpy's global generator
+        metric = kind(keep_in_memory=True, seed=0)
+        found |= metric.compute(predictions=logits, references=labels)
     return found

@@ -88,10 +88,14 @@ def measure(
     rounds: int,
     batches: Sequence[int],
     warmup: int,
+    block: int = 32,
 ) -> Latency:
-    """Time every answerer on the same texts, in turn, call by call.
+    """Time every answerer on the same texts, in turn, a block of calls at a time.
 
     The order within a turn rotates, so that no model always runs behind the same neighbour.
+    Blocks, because a model that is served answers with its weights in the processor's cache:
+    taking turns at every call would have each pay for what its neighbour evicted, a small
+    model most of all (`infra/decisions/latency-in-blocks.md`).
 
     Args:
         answerers: by the name under which results are returned.
@@ -100,6 +104,7 @@ def measure(
         rounds: walks per batch size.
         batches: texts per call.
         warmup: untimed calls of each answerer at each batch size.
+        block: calls that one answerer makes before the next has its turn.
 
     Raises:
         ValueError: no answerer, no text, or no round.
@@ -116,12 +121,13 @@ def measure(
                 answerers[name](calls[step % len(calls)])
         with _no_garbage_collection():
             for turn in range(rounds):
-                for index, call in enumerate(calls):
-                    for name in _rotated(names, turn + index):
-                        answer = answerers[name]
-                        begin = perf_counter_ns()
-                        answer(call)
-                        timings[name][batch][turn, index] = (perf_counter_ns() - begin) / 1e6
+                for start in range(0, len(calls), block):
+                    for name in _rotated(names, turn + start // block):
+                        answer, times = answerers[name], timings[name][batch][turn]
+                        for index in range(start, min(start + block, len(calls))):
+                            begin = perf_counter_ns()
+                            answer(calls[index])
+                            times[index] = (perf_counter_ns() - begin) / 1e6
     return Latency(timings)
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
-from tasks.errors import IntegrityError
+from tasks.errors import DataError, IntegrityError
 from tasks.modeling.architecture import architecture_of
 from tasks.modeling.surgery import LayerShape, Shapes, reshape, shapes_of
 
@@ -34,14 +35,31 @@ def load_pretrained(folder: Path, *, classes: int, dropout: float, seed: int) ->
     Args:
         classes: number of logits.
         dropout: of hidden states and attention probabilities, while training.
+
+    Raises:
+        ParamsError: an architecture that `tasks.modeling.architecture` does not know.
+        DataError: a weight of the encoder is missing; it would be left random without a word.
     """
     torch.manual_seed(seed)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     config = AutoConfig.from_pretrained(folder)
     config.num_labels = classes
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, config=config, dtype=torch.float32, attn_implementation="eager"
+    model, found = AutoModelForSequenceClassification.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        output_loading_info=True,
     )
-    architecture_of(model)
+    encoder = architecture_of(model).encoder
+    absent = [key for key in found["missing_keys"] if key.startswith(f"{encoder}.")]
+    absent = [key for key in absent if ".pooler." not in key]
+    if absent:
+        raise DataError(
+            f"teacher: {folder / 'model.safetensors'} has no {sorted(absent)[0]} "
+            f"({len(absent)} missing), expected all weights of a {config.model_type}"
+        )
     set_dropout(model, dropout)
     return model
 

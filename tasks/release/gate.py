@@ -138,16 +138,18 @@ def stage_limit(
     stage: Literal["distill", "prune", "finetune"],
     teacher_quality: Mapping[str, float],
     stage_quality: Mapping[str, float],
-    limits: params.Gate,
+    limit: float,
     *,
     primary: str = "accuracy",
 ) -> float:
     """Drop of the primary metric on validation against the teacher, in points, if tolerable.
 
+    Args:
+        limit: `gate.stage_drop.<stage>`.
+
     Raises:
         GateRefused: the drop is above `gate.stage_drop.<stage>`, or cannot be computed.
     """
-    limit = float(getattr(limits.stage_drop, stage))
     teacher, found = teacher_quality.get(primary, math.nan), stage_quality.get(primary, math.nan)
     drop = 100.0 * (teacher - found)
     if _within("max", drop, limit):

@@ -13,7 +13,6 @@ voids, what an earlier one left open, and repairs the derived aliases `previous`
 
 from __future__ import annotations
 
-import gc
 import getpass
 import os
 import tempfile
@@ -310,9 +309,9 @@ def _session(name: str, *, patience_s: float = LOCK_SECONDS) -> Iterator[MlflowC
 def _store_errors() -> Iterator[None]:
     """Turn what MLflow and its database raise into the project's own error."""
     os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
-    with _no_collection():
-        from mlflow.exceptions import MlflowException
-        from sqlalchemy.exc import SQLAlchemyError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
     try:
         yield
     except (MlflowException, SQLAlchemyError) as error:
@@ -324,28 +323,13 @@ def _store_errors() -> Iterator[None]:
         ) from error
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Imports leave only what stays: looking for garbage among it takes a quarter of their time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
 def _client() -> MlflowClient:
-    with _no_collection():
-        from mlflow.tracking.client import MlflowClient
+    from mlflow.tracking.client import MlflowClient
 
-        uri = tracking_uri()
-        store = sqlite_path(uri)
-        if store is not None:
-            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401  # or it comes later
-
-            store.parent.mkdir(parents=True, exist_ok=True)
+    uri = tracking_uri()
+    store = sqlite_path(uri)
+    if store is not None:
+        store.parent.mkdir(parents=True, exist_ok=True)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 

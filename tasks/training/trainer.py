@@ -37,6 +37,15 @@ from tasks.training.objectives import distillation_loss
 
 
 @dataclass(frozen=True)
+class Trained:
+    """What a finished run has to say of itself."""
+
+    steps: int
+    resumed_from: int
+    """A step, 0 if nothing was resumed. It decides nothing, so it is no metric of the model."""
+
+
+@dataclass(frozen=True)
 class Distillation:
     """The teacher's part in the objective."""
 
@@ -130,14 +139,11 @@ def train(
     hardware: schema.Hardware,
     seed: int,
     distillation: Distillation | None = None,
-) -> dict[str, Any]:
+) -> Trained:
     """Train in place, with a look at validation after each epoch.
 
     Goes on from the last checkpoint of a run that was cut off, if params, dependencies and
     code are the same; deletes the checkpoints when done.
-
-    Returns:
-        ``steps``, ``resumed_from`` (a step, 0 if fresh) and ``train_loss``.
 
     Raises:
         UnavailableError: a GPU is asked for where there is none.
@@ -165,8 +171,7 @@ def train(
         say(f"{stage}: resuming from step {start}")
     result = trainer.train(resume_from_checkpoint=checkpoint)
     shutil.rmtree(scratch.parent, ignore_errors=True)
-    return {"steps": int(result.global_step), "resumed_from": start,
-            "train_loss": float(result.training_loss)}  # fmt: skip
+    return Trained(int(result.global_step), start)
 
 
 def require_device(hardware: schema.Hardware) -> None:

@@ -12,7 +12,19 @@ from tokenizers import Tokenizer
 from tasks.errors import ParamsError
 from tasks.modeling.vocabulary import plain_tokenizer, trim, unknown_share
 
-WORDS = ["card", "cash", "where", "is", "my", "##ing", "##s", "withdraw", "##al", "bank", "[unused1]"]
+WORDS = [
+    "card",
+    "cash",
+    "where",
+    "is",
+    "my",
+    "##ing",
+    "##s",
+    "withdraw",
+    "##al",
+    "bank",
+    "[unused1]",
+]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CHARACTERS = list("abcdefghijklmnopqrstuvwxyz?é中")
 

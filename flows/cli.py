@@ -1,0 +1,244 @@
+"""`stillroom …`: the commands.
+
+Thin: each command imports what it needs when it runs, so that `predict` answers and
+`rollback` moves without waiting for libraries that they do not use. With ``--json``
+stdout gets one JSON object and nothing else. An error goes to stderr, without a
+traceback, and its code becomes the exit code (`tasks.errors`).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+
+from tasks.errors import StillroomError, UnavailableError
+from tasks.home import CHECKOUT
+
+app = typer.Typer(
+    help="Make a transformer small on a schedule, and ship only what passes the gate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME", help="Registered model; params.yaml's by default."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
+
+
+def main() -> None:
+    """Entry point: run a command, turn an error into a message and an exit code."""
+    try:
+        app()
+    except StillroomError as error:
+        _say(f"error: {error}", colour="red")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _say("interrupted", colour="red")
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if os.environ.get("STILLROOM_DEBUG") == "1":
+            raise
+        _say(f"error: {type(error).__name__}: {error}", colour="red")
+        command = " ".join(["stillroom", "--debug", *sys.argv[1:]])
+        _say(f"  this is a fault of Stillroom's; for the traceback: {command}", colour=None)
+        sys.exit(1)
+
+
+@app.callback()
+def options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Tracebacks of unexpected errors.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["STILLROOM_DEBUG"] = "1"
+
+
+@app.command(epilog="Example: stillroom compress --recipe smoke --set prune.ffn_keep=0.5")
+def compress(
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="infra/recipes/NAME.yaml over params.yaml.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One parameter; may be repeated."),
+    ] = None,
+    workspace: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Run in this folder, not in the checkout.")
+    ] = None,
+    promote: Annotated[
+        bool, typer.Option("--promote", help="Make what passes the gate champion.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run the chain: teacher and data in, a gated bundle out, registered as challenger."""
+    from flows.compress import run
+
+    code = run(
+        recipe=recipe,
+        overrides=list(overrides or ()),
+        workspace=workspace,
+        promote=promote,
+        as_json=as_json,
+    )
+    raise typer.Exit(code)
+
+
+@app.command(epilog="Example: stillroom promote --model banking77 --version 3")
+def promote(
+    version: Annotated[
+        int | None, typer.Option(metavar="N", help="This version; the challenger by default.")
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Bring back a withdrawn version (with --version).")
+    ] = False,
+    why: Annotated[str, typer.Option(metavar="TEXT", help="For the log.")] = "",
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Make the challenger champion: what serving answers with from now on."""
+    move = _registry().promote(_model(model), version=version, yes=yes, why=why)
+    _tell(move.as_dict(), move.note, as_json)
+
+
+@app.command(epilog="Example: stillroom rollback --reason 'wrong answers since noon'")
+def rollback(
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="For the log.")],
+    to: Annotated[
+        int | None, typer.Option(metavar="N", help="This earlier champion; the latest by default.")
+    ] = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Make the champion before this one champion again, and withdraw this one."""
+    move = _registry().rollback(_model(model), reason=reason, to=to)
+    _tell(move.as_dict(), move.note, as_json)
+
+
+@app.command(epilog="Example: stillroom status --history")
+def status(
+    history: Annotated[
+        bool, typer.Option("--history", help="Also every move of the champion.")
+    ] = False,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Say which version is champion, which was before, and which waits."""
+    found = _registry().status(_model(model), history=history)
+    _tell(found, _status_text(found), as_json)
+
+
+@app.command(epilog="Example: stillroom predict 'where is my card?'")
+def predict(
+    text: Annotated[str, typer.Argument(help="What to classify.")],
+    version: Annotated[
+        int | None, typer.Option(metavar="N", help="This version; the champion by default.")
+    ] = None,
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Classify a text with the champion."""
+    from tasks.release.champion import champion_bundle
+    from tasks.release.servable import Servable
+
+    name = _model(model)
+    folder, number = champion_bundle(name, version)
+    (answer,) = Servable(folder).predict([text])
+    facts = {"model": name, "version": number, "label": answer.label, "score": answer.score}
+    _tell(facts, f"{answer.label}  {answer.score:.3f}", as_json)
+
+
+@app.command(epilog="Example: stillroom report --workspace var/workspaces/smoke-1a2b3c4d")
+def report(
+    workspace: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Of this workspace, not of the checkout.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the table of the last run: teacher, linear model, every stage, the bundle."""
+    file = (workspace or _root()) / "reports" / "summary.json"
+    if not file.is_file():
+        raise UnavailableError(
+            f"{file}: found no report, expected one of a finished run",
+            next_command="stillroom compress",
+        )
+    summary = json.loads(file.read_text("utf-8"))
+    if as_json:
+        _tell(summary, "", as_json)
+        return
+    from rich.console import Console
+
+    from tasks.evaluation.report import render_terminal
+
+    wide = None if sys.stdout.isatty() else 140  # a pipe has no width: cut nothing off
+    Console(width=wide).print(render_terminal(summary))
+
+
+def _registry() -> ModuleType:
+    """The registry's moves. Looking for garbage would take a third of their two seconds."""
+    gc.disable()
+    from tasks.release import registry
+
+    return registry
+
+
+def _root() -> Path:
+    """The workspace that a command is about: here if this is one, else the checkout."""
+    return Path() if Path("params.yaml").is_file() else CHECKOUT
+
+
+def _model(given: str | None) -> str:
+    """The registered model's name: as given, else as params.yaml has it."""
+    if given is not None:
+        return given
+    from tasks.params import load
+    from tasks.release.naming import model_name
+
+    return model_name(load(_root() / "params.yaml"))
+
+
+def _tell(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
+    """Facts as one JSON object, or a text for people."""
+    print(json.dumps(facts, indent=2, ensure_ascii=False) if as_json else text, flush=True)
+
+
+def _say(text: str, *, colour: str | None) -> None:
+    """A line on stderr, coloured on a terminal only."""
+    typer.secho(text, fg=colour, err=True)
+
+
+def _status_text(found: Mapping[str, Any]) -> str:
+    """Champion, previous and challenger, then the moves, a line each."""
+    lines = [f"model       {found['model']}"]
+    for role in ("champion", "previous", "challenger"):
+        one = found[role]
+        facts = "none"
+        if one is not None:
+            facts = f"version {one['version']}  {one['artifact_sha256'][:12]}  {one['since']}"
+        lines.append(f"{role:<12}{facts}")
+    for move in found.get("moves", []):
+        path = f"{move['from'] or '-'} to {move['to'] or '-'}"
+        state = "" if move["state"] == "done" else f"  [{move['state']}]"
+        why = f"  {move['why']}" if move["why"] else ""
+        lines.append(f"{move['when']}  {move['kind']:<9}{path:<9}{move['who']}{why}{state}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What a run was made from: commit, dirty or not, lock, machine."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tasks import home
+from tasks.tracking import read_json
+
+PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers", "dvc", "mlflow", "prefect")
+
+
+def commit(root: Path) -> tuple[str, bool]:
+    """The commit of a working tree and whether it was changed since; else ``("none", True)``.
+
+    Files that git ignores do not count, nor what a run itself writes: ``dvc.lock``,
+    ``metrics/`` and ``reports/``.
+    """
+    try:
+        head = _git(root, "rev-parse", "HEAD")
+        status = _git(root, "status", "--porcelain", "--", ".", ":!dvc.lock", ":!metrics",
+                      ":!reports")  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "none", True
+    return head, bool(status)
+
+
+def tags(root: Path) -> dict[str, Any]:
+    """Commit and dirtiness of a run, for MLflow. A mirror has those of the checkout."""
+    head, dirty = commit(root if (root / ".git").exists() else home.CHECKOUT)
+    return {"commit": head, "dirty": str(dirty).lower()}
+
+
+def release(root: Path) -> dict[str, Any]:
+    """The registry's ``release.json``: what is true of this build and not of its bytes."""
+    from tasks.stage import machine
+
+    lock = root / "dvc.lock"
+    summary = read_json(root / "reports" / "summary.json")
+    facts = tags(root)
+    return {
+        "commit": facts["commit"],
+        "dirty": facts["dirty"] == "true",
+        "dvc_lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
+        "machine": machine(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "latency": [
+            {
+                "stage": row.get("stage"),
+                "latency_ms": row.get("latency_ms"),
+                "cold_start_ms": row.get("cold_start_ms"),
+                "throughput_per_s": row.get("throughput_per_s"),
+            }
+            for row in summary.get("stages", [])
+            if row.get("latency_ms")
+        ],
+        "ratios": summary.get("ratios", {}),
+    }
+
+
+def _git(root: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=root, capture_output=True, text=True, check=True, timeout=30
+    )
+    return done.stdout.strip()

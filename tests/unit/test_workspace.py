@@ -1,0 +1,202 @@
+"""Workspaces: what is mirrored, what is left alone, what is refused before anything is written."""
+
+from __future__ import annotations
+
+import configparser
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import workspace as ws
+from tasks import home
+from tasks.errors import DataError, ParamsError, UsageError
+
+PARAMS = home.CHECKOUT / "params.yaml"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    root = tmp_path / "checkout"
+    for name, text in {
+        "params.yaml": PARAMS.read_text("utf-8"),
+        "dvc.yaml": "stages: {}\n",
+        "dvc.lock": "schema: '2.0'\n",
+        "tasks/code.py": "A = 1\n",
+        "tasks/gone.py": "B = 1\n",
+        "tasks/__pycache__/code.pyc": "x",
+        "metrics/fetch.json": "{}",
+        "reports/summary.md": "old",
+        "data/own/train": "",
+        "data/raw/train.tsv": "big",
+        "var/state": "x",
+        ".venv/bin/python": "x",
+        ".dvc/config": "[core]\n    remote = here\n['remote \"here\"']\n    url = ../../store\n",
+        ".dvc/config.local": "[cache]\n    type = copy\n",
+        "infra/recipes/small.yaml": "prune: {ffn_keep: 0.25}\n",
+        "infra/recipes/other.yaml": "seed: 7\n",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, "utf-8")
+    monkeypatch.setattr(home, "CHECKOUT", root)
+    monkeypatch.setenv("STILLROOM_HOME", str(root / "var"))
+    monkeypatch.chdir(root)
+    return root
+
+
+def files(root: Path) -> set[str]:
+    return {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
+
+
+def test_without_arguments_it_is_the_checkout_and_nothing_is_written(checkout: Path) -> None:
+    before = files(checkout)
+    workspace = ws.prepare()
+    assert (workspace.path, workspace.name, workspace.mirror) == (checkout, "checkout", False)
+    assert files(checkout) == before
+
+
+def test_mirror_has_the_sources_and_params_of_its_own(checkout: Path) -> None:
+    before = {name: (checkout / name).read_bytes() for name in files(checkout)}
+    workspace = ws.prepare("small", ["prune.heads_keep=0.5"])
+    assert files(workspace.path) == {
+        ws.MARKER,
+        "params.yaml",
+        "dvc.yaml",
+        "tasks/code.py",
+        "tasks/gone.py",
+        "data/own/train",
+        ".dvc/config",
+        ".dvc/config.local",
+        "infra/recipes/small.yaml",
+        "infra/recipes/other.yaml",
+    }
+    written = yaml.safe_load((workspace.path / "params.yaml").read_text("utf-8"))
+    assert (written["prune"]["ffn_keep"], written["prune"]["heads_keep"]) == (0.25, 0.5)
+    assert workspace.params.prune.ffn_keep == 0.25
+    assert workspace.path.parent == checkout / "var" / "workspaces"
+    assert workspace.name.startswith("small-")
+    assert all((checkout / name).read_bytes() == content for name, content in before.items())
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers_in_the_mirror(checkout: Path) -> None:
+    workspace = ws.prepare(None, ["distill.training.learning_rate=3e-4"])
+    written = yaml.safe_load((workspace.path / "params.yaml").read_text("utf-8"))
+    assert written["distill"]["training"]["learning_rate"] == 3e-4
+
+
+def test_same_params_same_place_and_other_params_another(checkout: Path) -> None:
+    first = ws.resolve("small", []).path
+    assert ws.resolve("small", ["prune.ffn_keep=0.25"]).path == first
+    assert ws.resolve("small", ["prune.ffn_keep=0.26"]).path != first
+    assert ws.resolve(None, ["prune.ffn_keep=0.25"]).name.startswith("set-")
+
+
+def test_preparing_again_follows_the_tree_and_leaves_results_alone(checkout: Path) -> None:
+    root = ws.prepare("small").path
+    results = ("dvc.lock", "metrics/fetch.json", "reports/summary.json", "data/models/x/model")
+    for name in results:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("mine")
+    for name in ("dvc.yaml", "params.yaml", ".dvc/config.local"):
+        os.utime(root / name, (1, 1))
+    (checkout / "tasks" / "code.py").write_text("A = 2\n")
+    (checkout / "tasks" / "gone.py").unlink()
+    (checkout / "tasks" / "new.py").write_text("C = 1\n")
+    ws.prepare("small")
+    assert (root / "tasks" / "code.py").read_text() == "A = 2\n"
+    assert not (root / "tasks" / "gone.py").exists()
+    assert (root / "tasks" / "new.py").exists()
+    for name in ("dvc.yaml", "params.yaml", ".dvc/config.local"):
+        assert (root / name).stat().st_mtime == 1, f"{name} was written though it is the same"
+    assert all((root / name).read_text() == "mine" for name in results)
+
+
+def test_dvc_shares_cache_and_remotes_and_keeps_off_git(checkout: Path) -> None:
+    root = ws.prepare("small").path
+    config = configparser.ConfigParser()
+    config.read(root / ".dvc" / "config.local")
+    assert config["core"]["no_scm"] == "true"
+    assert config["core"]["check_update"] == "false"
+    assert config["cache"]["dir"] == str(checkout / ".dvc" / "cache")
+    assert config["cache"]["type"] == "copy"
+    assert config["'remote \"here\"'"]["url"] == str(checkout.parent / "store")
+
+
+def test_own_folder(checkout: Path, tmp_path: Path) -> None:
+    assert ws.prepare(workspace=tmp_path / "mine").path == tmp_path / "mine"
+    assert (tmp_path / "mine" / "tasks" / "code.py").exists()
+
+
+@pytest.mark.parametrize("place", [".", "..", "../full"])
+def test_a_folder_that_holds_something_else_is_refused(checkout: Path, place: str) -> None:
+    (checkout.parent / "full").mkdir()
+    (checkout.parent / "full" / "thesis.tex").write_text("x")
+    with pytest.raises(UsageError, match="--workspace: "):
+        ws.prepare("small", [], place)
+    assert files(checkout.parent / "full") == {"thesis.tex"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "says"),
+    [
+        ("smalll", [], "--recipe: found 'smalll', expected one of other, small"),
+        (None, ["prune.ffn_kep=0.5"], "prune.ffn_kep: unknown key"),
+        (None, ["prune.ffn_keep=lots"], "prune.ffn_keep: found 'lots'"),
+        (None, ["prune.ffn_keep=1.5"], "prune.ffn_keep: found 1.5"),
+        (None, ["prune.ffn_keep"], "expected section.key=value"),
+    ],
+)
+def test_wrong_params_are_named_and_nothing_is_written(
+    checkout: Path, recipe: str | None, overrides: list[str], says: str
+) -> None:
+    before = files(checkout)
+    with pytest.raises(ParamsError) as caught:
+        ws.prepare(recipe, overrides)
+    assert says in str(caught.value)
+    assert files(checkout) == before
+
+
+def test_the_users_files_are_meant_from_where_the_command_is_typed(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "elsewhere"
+    here.mkdir()
+    for name in ("train.csv", "test.csv"):
+        (here / name).write_text("text,label\na,b\n")
+    monkeypatch.chdir(here)
+    workspace = ws.resolve(
+        None, ["data.source=files", "data.train=train.csv", "data.test=./test.csv"]
+    )
+    assert workspace.params.data.train == str(here / "train.csv")
+    assert workspace.params.data.test == str(here / "test.csv")
+    assert workspace.params.data.validation == "data/own/validation"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["data.source=files", "data.train=no.csv"], "data.train: found nothing at no.csv"),
+        (["data.source=files"], "data.train: found nothing given"),
+        (["teacher.source=path", "teacher.path=/no/model"], "teacher.path: found nothing at /no"),
+    ],
+)
+def test_missing_user_files_are_named_and_nothing_is_written(
+    checkout: Path, overrides: list[str], says: str
+) -> None:
+    before = files(checkout)
+    with pytest.raises(DataError) as caught:
+        ws.prepare(None, overrides)
+    assert says in str(caught.value)
+    assert caught.value.exit_code == 2
+    assert caught.value.next_command
+    assert files(checkout) == before
+
+
+def test_a_mirror_that_was_cut_off_is_completed(checkout: Path) -> None:
+    root = ws.prepare("small").path
+    (root / "tasks" / "code.py").unlink()
+    (root / "params.yaml").unlink()
+    ws.prepare("small")
+    assert (root / "tasks" / "code.py").exists()
+    assert (root / "params.yaml").exists()
