@@ -169,6 +169,9 @@ def report(
     workspace: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Of this workspace, not of the checkout.")
     ] = None,
+    write: Annotated[
+        Path | None, typer.Option(metavar="PAGE", help="Write the table into this Markdown page.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print the table of the last run: teacher, linear model, every stage, the bundle."""
@@ -179,6 +182,12 @@ def report(
             next_command="stillroom compress",
         )
     summary = json.loads(file.read_text("utf-8"))
+    if write is not None:
+        from tasks.evaluation.readme import write_result
+
+        changed = write_result(write, summary)
+        _tell({"page": str(write), "changed": changed}, f"{write}: written", as_json)
+        return
     if as_json:
         _tell(summary, "", as_json)
         return

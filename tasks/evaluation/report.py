@@ -233,6 +233,12 @@ def render_markdown(summary: Mapping[str, Any], details: Details) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def result_markdown(summary: Mapping[str, Any]) -> str:
+    """The table of all rows and the headline, for README."""
+    table = _table([head for head, _ in _columns()], _rows(summary["stages"], _columns()))
+    return f"{table}\n\nThe bundle: {_headline(summary['ratios'])}."
+
+
 def _headline(ratio: Mapping[str, Any]) -> str:
     interval = ratio["quality_retained_ci95"]
     kept = f"{_number(ratio['quality_retained'], 2, 100)} % of the teacher's accuracy"

@@ -1,4 +1,4 @@
-"""Bad input, from the command line: the right exit code, a message to act on, nothing half-written."""
+"""Bad input: the right exit code, a message to act on, nothing half-written."""
 
 from __future__ import annotations
 

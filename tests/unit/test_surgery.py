@@ -172,7 +172,7 @@ def test_weights_that_do_not_fit_are_refused(model: torch.nn.Module, tmp_path: P
 def test_an_unknown_architecture_is_refused_by_name() -> None:
     config = AutoConfig.for_model("distilbert", dim=32, n_layers=1, n_heads=2, hidden_dim=16)
     model = AutoModelForSequenceClassification.from_config(config)
-    with pytest.raises(ParamsError, match="distilbert.*bert, mpnet"):
+    with pytest.raises(ParamsError, match=r"distilbert.*bert, mpnet"):
         architecture_of(model)
 
 

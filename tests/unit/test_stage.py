@@ -1,0 +1,98 @@
+"""What every stage leaves behind: metrics when it is done, one error when it is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGE = """
+import sys
+from pathlib import Path
+from tasks.errors import DataError, GateRefused
+from tasks.stage import run
+
+def main(params):
+    Path("data/raw").mkdir(parents=True)
+    Path("data/raw/half").write_text("written")
+    if "fail" in sys.argv:
+        raise DataError("data.train: found nothing", next_command="ls")
+    if "refuse" in sys.argv:
+        raise GateRefused("gate.baseline_floor: too low")
+    if "crash" in sys.argv:
+        raise RuntimeError("a fault of ours")
+    return {"rows": 3, "runtime": {"resumed_from": 7}}
+
+run("fetch", main)
+"""
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Path:
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "stage.py").write_text(STAGE)
+    return tmp_path
+
+
+def start(there: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "stage.py", *words], cwd=there, text=True,
+                          capture_output=True, check=False)  # fmt: skip
+
+
+def read(there: Path, name: str) -> dict[str, object]:
+    return json.loads((there / "metrics" / name).read_text())
+
+
+def test_a_stage_that_is_done(there: Path) -> None:
+    (there / "metrics").mkdir()
+    (there / "metrics/fetch.error.json").write_text("{}")
+    done = start(there)
+    assert done.returncode == 0, done.stderr
+    assert "fetch: done in" in done.stdout
+    assert read(there, "fetch.json") == {"stage": "fetch", "rows": 3}
+    runtime = read(there, "fetch.runtime.json")
+    schema = json.loads((ROOT / "infra/schemas/runtime.schema.json").read_text())
+    jsonschema.validate(runtime, schema)
+    assert runtime["resumed_from"] == 7
+    assert not (there / "metrics/fetch.error.json").exists()
+
+
+def test_a_stage_that_failed_leaves_its_reason_and_nothing_else(there: Path) -> None:
+    done = start(there, "fail")
+    assert done.returncode == 2
+    assert done.stderr.strip() == "fetch: data.train: found nothing\n  next: ls"
+    error = read(there, "fetch.error.json")
+    schema = json.loads((ROOT / "infra/schemas/error.schema.json").read_text())
+    jsonschema.validate(error, schema)
+    assert error["exit_code"] == 2
+    assert not (there / "data/raw").exists(), "half-written outputs are gone"
+    assert not (there / "metrics/fetch.json").exists()
+
+
+def test_what_a_limit_refused_is_kept_for_a_look(there: Path) -> None:
+    assert start(there, "refuse").returncode == 3
+    assert (there / "data/raw/half").exists()
+
+
+def test_a_fault_of_ours_is_not_dressed_up(there: Path) -> None:
+    done = start(there, "crash")
+    assert done.returncode == 1
+    assert "RuntimeError: a fault of ours" in done.stderr
+
+
+def test_wrong_params_are_refused_before_the_stage_begins(there: Path) -> None:
+    params = yaml.safe_load((there / "params.yaml").read_text())
+    params["seed"] = "thirteen"
+    (there / "params.yaml").write_text(yaml.safe_dump(params))
+    done = start(there)
+    assert done.returncode == 2
+    assert "seed: found 'thirteen', expected integer" in done.stderr
+    assert not (there / "data").exists()
