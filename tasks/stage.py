@@ -17,7 +17,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ import yaml
 from tasks.errors import GateRefused, StillroomError
 from tasks.evaluation.energy import StageEnergy
 from tasks.evaluation.footprint import peak_memory_bytes
-from tasks.files import write_json
+from tasks.files import write_json, write_text
 from tasks.params import Params, load
 from tasks.paths import METRICS
 
 Metrics = dict[str, Any]
+CURVE = ("step", "train_loss", "validation_loss", "validation_accuracy")
 
 
 def run(name: str, main: Callable[[Params], Metrics]) -> None:
@@ -117,10 +118,24 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def write_history(name: str, rows: list[Mapping[str, Any]]) -> None:
-    """Replace ``metrics/<name>.history.jsonl``: a curve that others may follow as it grows."""
-    path = METRICS / f"{name}.history.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".part")
-    scratch.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    scratch.replace(path)
+def write_history(name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace ``metrics/<name>.history.jsonl``, a curve that others may follow as it grows.
+
+    Beside it ``metrics/<name>.curve.csv`` has a line for each look at validation: DVC plots
+    no JSON lines.
+    """
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    write_text(METRICS / f"{name}.history.jsonl", lines)
+    points = [",".join(map(str, point)) for point in curve(rows)]
+    write_text(METRICS / f"{name}.curve.csv", "\n".join([",".join(CURVE), *points]) + "\n")
+
+
+def curve(rows: Sequence[Mapping[str, Any]]) -> list[tuple[float, ...]]:
+    """Step, latest training loss, validation loss and accuracy at each look at validation."""
+    points: list[tuple[float, ...]] = []
+    loss = float("nan")
+    for row in rows:
+        loss = row.get("loss", loss)
+        if "eval_loss" in row:
+            points.append((row["step"], loss, row["eval_loss"], row["eval_accuracy"]))
+    return points

@@ -179,7 +179,8 @@ def _start_once(command: list[str], env: Mapping[str, str] | None) -> tuple[floa
         said = done.stderr.strip().splitlines()[-1:] or ["nothing"]
         raise UnavailableError(
             f"cold start: found exit code {code} of {' '.join(command)}, expected 0; "
-            f"it said {said[0]!r}"
+            f"it said {said[0]!r}",
+            next_command=" ".join(command),
         )
     return float(ms), int(peak)
 

@@ -105,9 +105,15 @@ class LinearModel:
         try:
             model: Any = joblib.load(path)
         except FileNotFoundError:
-            raise UnavailableError(f"{path}: no such file, expected a linear model") from None
+            raise UnavailableError(
+                f"{path}: no such file, expected a linear model",
+                next_command="dvc repro --force validate",
+            ) from None
         if not isinstance(model, LinearModel):
-            raise IntegrityError(f"{path}: found {type(model).__name__}, expected a linear model")
+            raise IntegrityError(
+                f"{path}: found {type(model).__name__}, expected a linear model",
+                next_command="dvc repro --force validate",
+            )
         return model
 
     @property

@@ -22,7 +22,10 @@ def write_result(page: Path, summary: Mapping[str, Any]) -> bool:
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not (begin and end) or BEGIN in rest or END in tail:
-        raise UsageError(f"{page}: found no place for the table, expected {BEGIN} and {END}")
+        raise UsageError(
+            f"{page}: found no place for the table, expected {BEGIN} and {END}",
+            next_command=f"git checkout {page}",
+        )
     new = f"{head}{BEGIN}\n{result_markdown(summary)}\n{END}{tail}"
     page.write_text(new, encoding="utf-8")
     return new != text

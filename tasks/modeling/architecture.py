@@ -77,7 +77,10 @@ def architecture_of(model: Any) -> Architecture:
     model_type = model.config.model_type
     if model_type not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise ParamsError(f"teacher: found model_type {model_type!r}, expected one of {known}")
+        raise ParamsError(
+            f"teacher: found model_type {model_type!r}, expected one of {known}",
+            next_command="stillroom compress --set teacher.source=package",
+        )
     return ARCHITECTURES[model_type]
 
 

@@ -58,7 +58,8 @@ def load_pretrained(folder: Path, *, classes: int, dropout: float, seed: int) ->
     if absent:
         raise DataError(
             f"teacher: {folder / 'model.safetensors'} has no {sorted(absent)[0]} "
-            f"({len(absent)} missing), expected all weights of a {config.model_type}"
+            f"({len(absent)} missing), expected all weights of a {config.model_type}",
+            next_command="stillroom compress --set teacher.source=package",
         )
     set_dropout(model, dropout)
     return model

@@ -84,7 +84,10 @@ def pad_token(tokenizer_json: str, pad_id: int) -> str:
     """The piece that has the padding id."""
     token = Tokenizer.from_str(tokenizer_json).id_to_token(pad_id)
     if token is None:
-        raise ParamsError(f"teacher: found pad_token_id {pad_id}, unknown to the tokenizer")
+        raise ParamsError(
+            f"teacher: found pad_token_id {pad_id}, unknown to the tokenizer",
+            next_command="stillroom compress --set teacher.source=package",
+        )
     return token
 
 

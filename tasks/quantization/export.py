@@ -110,7 +110,8 @@ def check_export(model: nn.Module, path: Path, ids: Sequence[list[int]], *, pad_
     runtime.close()
     if not worst <= TOLERANCE:
         raise IntegrityError(
-            f"export: logits differ by {worst:.2g} from the checkpoint, expected {TOLERANCE:g}"
+            f"export: logits differ by {worst:.2g} from the checkpoint, expected {TOLERANCE:g}",
+            next_command="dvc repro --force quantize",
         )
     return worst
 

@@ -55,7 +55,8 @@ def check_name(name: str) -> str:
 def _given(name: str) -> str:
     if not ALLOWED.fullmatch(name):
         raise ParamsError(
-            f"release.name: found {name!r}, expected letters, digits, dots, dashes, underscores"
+            f"release.name: found {name!r}, expected letters, digits, dots, dashes, underscores",
+            next_command="stillroom compress --set release.name=NAME",
         )
     return name
 

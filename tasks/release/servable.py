@@ -72,7 +72,8 @@ class Servable:
         width = self.logits(["ok"]).shape[1]
         if width != len(self.labels):
             raise IntegrityError(
-                f"{folder}: found {width} logits, expected {len(self.labels)} as in labels.json"
+                f"{folder}: found {width} logits, expected {len(self.labels)} as in labels.json",
+                next_command="stillroom rollback --reason 'labels and logits disagree'",
             )
 
     def encode(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:

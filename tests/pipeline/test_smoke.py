@@ -126,7 +126,7 @@ def test_what_a_dvc_user_types(smoke: Run, tmp_path: Path) -> None:
     plots = shell("dvc", "plots", "show", "--out", str(tmp_path / "plots"), cwd=there)
     assert plots.code == 0, plots.err
     page = (tmp_path / "plots" / "index.html").read_text("utf-8")
-    assert all(f"{stage}.history.jsonl" in page for stage in TRAINED)
+    assert all(f"{stage}.curve.csv" in page or f"{stage}_curve_csv" in page for stage in TRAINED)
 
 
 def test_push_and_pull_through_a_directory(smoke: Run, tmp_path: Path) -> None:

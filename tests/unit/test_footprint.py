@@ -24,7 +24,9 @@ def test_peak_memory_keeps_the_peak():
     peak = peak_memory_bytes()
     del ballast
     assert peak > 2e8
-    assert peak_memory_bytes() >= peak > before - 1
+    slack = 2**20  # the kernel adds up its per-thread counters now and then
+    assert peak_memory_bytes() >= peak - slack
+    assert peak >= before - slack
 
 
 def test_peak_memory_of_a_child_does_not_start_at_its_parents():

@@ -165,3 +165,15 @@ def test_files_and_functions_stay_readable() -> None:
         text = (ROOT / source).read_text("utf-8")
         assert text.count("\n") <= 460, f"{source}: too long"
     assert (ROOT / "tasks/prune.py").read_text("utf-8").count("\n") < 150
+
+
+def test_every_error_names_the_next_command() -> None:
+    """Unless it is handed on as it came: `from_dict`, and errors with a computed one."""
+    kinds = {"StillroomError", "UsageError", "ParamsError", "DataError", "GateRefused",
+             "IntegrityError", "UnavailableError"}  # fmt: skip
+    for source in SOURCES:
+        for node in ast.walk(ast.parse((ROOT / source).read_text("utf-8"))):
+            call = node.exc if isinstance(node, ast.Raise) else None
+            if isinstance(call, ast.Call) and chain(call.func) in kinds:
+                given = {keyword.arg for keyword in call.keywords}
+                assert "next_command" in given, f"{source}:{node.lineno}"

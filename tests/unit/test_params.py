@@ -144,6 +144,11 @@ def test_set_needs_a_key_and_a_value(text: str) -> None:
 def test_set_reads_yaml() -> None:
     assert assignment("distill.layers=[0, 2]") == {"distill": {"layers": [0, 2]}}
     assert assignment("release.name=a=b") == {"release": {"name": "a=b"}}
+    assert assignment(f"teacher.package.sha256={'0' * 64}") == {
+        "teacher": {"package": {"sha256": "0" * 64}}
+    }
+    assert assignment("release.name=") == {"release": {"name": ""}}
+    assert assignment("data.label_column=1") == {"data": {"label_column": "1"}}
     assert assignment("gate.max_drop=1e0") == {"gate": {"max_drop": "1e0"}}
 
 

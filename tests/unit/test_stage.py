@@ -12,6 +12,8 @@ import jsonschema
 import pytest
 import yaml
 
+from tasks.stage import curve
+
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = """
 import sys
@@ -86,6 +88,17 @@ def test_a_fault_of_ours_is_not_dressed_up(there: Path) -> None:
     done = start(there, "crash")
     assert done.returncode == 1
     assert "RuntimeError: a fault of ours" in done.stderr
+
+
+def test_a_curve_has_a_line_for_each_look_at_validation() -> None:
+    rows = [
+        {"step": 20, "loss": 2.0},
+        {"step": 40, "loss": 1.0},
+        {"step": 50, "eval_loss": 1.5, "eval_accuracy": 0.5},
+        {"step": 60, "loss": 0.5},
+        {"step": 100, "eval_loss": 0.75, "eval_accuracy": 0.75},
+    ]
+    assert curve(rows) == [(50, 1.0, 1.5, 0.5), (100, 0.5, 0.75, 0.75)]
 
 
 def test_wrong_params_are_refused_before_the_stage_begins(there: Path) -> None:
