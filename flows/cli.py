@@ -209,7 +209,8 @@ def _registry() -> ModuleType:
 
 def _root() -> Path:
     """The workspace that a command is about: here if this is one, else the checkout."""
-    return Path() if Path("params.yaml").is_file() else CHECKOUT
+    ours = all(Path(name).exists() for name in ("params.yaml", "dvc.yaml", "tasks/params.py"))
+    return Path() if ours else CHECKOUT
 
 
 def _model(given: str | None) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -228,9 +229,17 @@ def judge(pipeline: Pipeline) -> None:
         passed=bool(gate.get("passed")), verdict=gate or None, ratios=summary.get("ratios", {})
     )
     if not gate.get("passed"):
+        discard_bundle(pipeline.root)
         raise GateRefused(
             refusal(gate), next_command="dvc metrics show, or read reports/summary.md"
         )
+
+
+def discard_bundle(root: Path) -> None:
+    """Remove the bundle of an earlier run in this place: there is none of the refused one."""
+    shutil.rmtree(root / "data" / "models" / "deploy", ignore_errors=True)
+    for name in ("deploy.json", "deploy.runtime.json"):
+        (root / "metrics" / name).unlink(missing_ok=True)
 
 
 def release(pipeline: Pipeline, *, promote: bool) -> None:

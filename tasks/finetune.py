@@ -18,7 +18,7 @@ from tasks.params import Params
 from tasks.paths import FINETUNED, PRUNED, TEACHER_LOGITS, TRAIN, VALIDATION
 from tasks.problems.classification import logits_of, read_split, read_tokenizer
 from tasks.release.gate import stage_limit
-from tasks.stage import Metrics, read_metrics, run, say
+from tasks.stage import Metrics, read_metrics, run, say, write_history
 from tasks.training.logit_cache import LogitCache
 from tasks.training.trainer import Distillation, require_device, train
 
@@ -27,6 +27,7 @@ def main(params: Params) -> Metrics:
     config = params.finetune
     if not config.enabled:
         copy_checkpoint(PRUNED, FINETUNED)
+        write_history("finetune", [])
         return {"enabled": False, "file_bytes": checkpoint_bytes(FINETUNED)}
     require_device(params.hardware)
     student = load_checkpoint(PRUNED, dropout=config.training.dropout)

@@ -99,7 +99,7 @@ class Data(Section):
     validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)]
     """Share of train that becomes validation where none is given."""
     max_rows: Annotated[int, Field(ge=0)]
-    """Keep at most so many rows of train and of test, stratified by class; 0 keeps all."""
+    """Keep at most so many rows of train and of test, classes as even as can be; 0 keeps all."""
     max_length: Annotated[int, Field(ge=8, le=512)]
     """Longest text in word pieces, special ones included; the rest is cut off."""
 
@@ -265,6 +265,9 @@ class Params(Section):
     def _consistent(self) -> Params:
         if len(set(self.distill.layers)) != len(self.distill.layers) or not self.distill.layers:
             raise ValueError("distill.layers: found repeats or nothing, expected distinct indices")
+        for name, section in (("data", self.data), ("teacher", self.teacher)):
+            if section.source == "hub" and not section.hub.id:
+                raise ValueError(f"{name}.hub.id: found '', expected OWNER/NAME")
         if self.evaluation.batches[:1] != (1,):
             raise ValueError(
                 f"evaluation.batches: found {list(self.evaluation.batches)}, "

@@ -21,5 +21,5 @@ METRICS = Path("metrics")
 REPORTS = Path("reports")
 GATE = METRICS / "gate.json"
 SUMMARY = REPORTS / "summary.json"
-PLACEHOLDERS = Path("data/own")
-"""Tracked files that stand where a user's own files go: a DVC dependency may not be empty."""
+PLACEHOLDERS = tuple(f"data/own/{name}" for name in ("train", "validation", "test", "teacher"))
+"""Tracked files that mean "not given": a DVC dependency may not be empty."""

@@ -33,6 +33,12 @@ def main(params: Params) -> Metrics:
             splits["train"], data.validation_fraction, params.seed
         )
     labels = check_labels(splits)
+    if 0 < data.max_rows < len(labels):
+        raise DataError(
+            f"data.max_rows: found {data.max_rows}, expected 0 or at least {len(labels)}, "
+            "a row of each class",
+            next_command=f"stillroom compress --set data.max_rows={8 * len(labels)}",
+        )
     splits, leaks = drop_leaks(splits)
     splits = {s: sample(frame, data.max_rows, params.seed) for s, frame in splits.items()}
     check_labels(splits)
@@ -61,6 +67,8 @@ def read_table(path: Path, key: str, text_column: str, label_column: str) -> pd.
     """
     try:
         frame = _read(path)
+        if path.suffix in (".csv", ".tsv"):
+            check_fields(frame, path.suffix)
     except UnicodeDecodeError as error:
         raise DataError(
             f"{key}: found bytes that are no UTF-8 at offset {error.start}, expected UTF-8",
@@ -95,11 +103,19 @@ def read_table(path: Path, key: str, text_column: str, label_column: str) -> pd.
     return frame.astype(str)
 
 
+def check_fields(frame: pd.DataFrame, suffix: str) -> None:
+    """Raise ValueError where quoting has gone wrong and pandas made the best of it."""
+    if not isinstance(frame.index, pd.RangeIndex):
+        raise ValueError("rows have more fields than the header; quote texts with separators")
+    if suffix == ".tsv" and frame.apply(lambda c: c.str.contains("\t", regex=False)).any(axis=None):
+        raise ValueError("a quote is never closed; double the quotes inside texts")
+
+
 def _read(path: Path) -> pd.DataFrame:
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
     if path.suffix == ".jsonl":
-        return pd.read_json(path, lines=True, dtype=False, encoding="utf-8")
+        return pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
     separator = "\t" if path.suffix == ".tsv" else ","
     return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8")
 
@@ -130,6 +146,11 @@ def check_labels(splits: dict[str, pd.DataFrame]) -> list[str]:
 def split_off(train: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Take a stratified share of train as validation; every class keeps a row in train."""
     taken = train.groupby("label", group_keys=False).sample(frac=fraction, random_state=seed)
+    if taken.empty and not train["label"].duplicated().any():
+        raise DataError(
+            "data.train: found one row of each class, expected more, or a data.validation",
+            next_command="stillroom compress --set data.validation=FILE",
+        )
     if taken.empty:
         taken = train[train["label"].duplicated()].sample(n=1, random_state=seed)
     return train.drop(taken.index), taken
@@ -152,7 +173,7 @@ def drop_leaks(splits: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame]
 
 
 def sample(frame: pd.DataFrame, rows: int, seed: int) -> pd.DataFrame:
-    """At most `rows` rows, every class in proportion and none lost."""
+    """At most `rows` rows, classes as even as they can be and none lost."""
     if not rows or len(frame) <= rows:
         return frame
     shuffled = frame.sample(frac=1.0, random_state=seed)

@@ -10,6 +10,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from tasks.evaluation.quality import quality
 from tasks.modeling.checkpoint import load_checkpoint
 from tasks.params import Params
@@ -52,7 +54,8 @@ def main(params: Params) -> Metrics:
     )  # fmt: skip
 
     servable = Servable(QUANTIZED)
-    logits = servable.logits(validation.texts)
+    # one by one, as they are served: the scales of activations are those of a whole batch
+    logits = np.concatenate([servable.logits([text]) for text in validation.texts])
     float_logits = logits_of(model, tokenizer, validation.texts)
     return {
         "precision": precision,

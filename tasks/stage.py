@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import platform
 import shutil
@@ -25,7 +26,7 @@ from typing import Any
 import psutil
 import yaml
 
-from tasks.errors import GateRefused, StillroomError
+from tasks.errors import GateRefused, StillroomError, UnavailableError
 from tasks.evaluation.energy import StageEnergy
 from tasks.evaluation.footprint import peak_memory_bytes
 from tasks.files import write_json, write_text
@@ -49,7 +50,8 @@ def run(name: str, main: Callable[[Params], Metrics]) -> None:
         use_threads(params.hardware.threads)
         with StageEnergy("DEU") as energy:  # kWh only: the grid's carbon does not matter here
             metrics = main(params)
-    except StillroomError as error:
+    except (StillroomError, OSError) as caught:
+        error = caught if isinstance(caught, StillroomError) else unavailable(name, caught)
         if not isinstance(error, GateRefused):  # what a limit refused is whole, and worth a look
             discard_outputs(name)
         write_json(error_file, error.as_dict())
@@ -57,7 +59,7 @@ def run(name: str, main: Callable[[Params], Metrics]) -> None:
         sys.exit(error.exit_code)
     work_s = time.time() - started
     runtime = metrics.pop("runtime", {})
-    write_json(METRICS / f"{name}.json", {"stage": name, **metrics})
+    write_json(METRICS / f"{name}.json", {"stage": name, **finite(metrics)})
     write_json(
         METRICS / f"{name}.runtime.json",
         {
@@ -78,11 +80,28 @@ def run(name: str, main: Callable[[Params], Metrics]) -> None:
     os._exit(0)  # everything is written; taking torch down piece by piece takes over a second
 
 
+def finite(tree: Any) -> Any:
+    """The same with None for every number that is NaN or infinite: JSON knows neither."""
+    if isinstance(tree, Mapping):
+        return {key: finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
 def discard_outputs(name: str) -> None:
     """Remove what a stage that failed has written so far."""
     for out in yaml.safe_load(Path("dvc.yaml").read_text("utf-8"))["stages"][name].get("outs", []):
         path = Path(next(iter(out)) if isinstance(out, dict) else out)
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def unavailable(name: str, error: OSError) -> UnavailableError:
+    """What the operating system refused, as an error with a next command."""
+    return UnavailableError(
+        f"{name}: {error.filename or 'the system'}: {error.strerror or error}",
+        next_command="df -h . && ls -l",
+    )
 
 
 def use_threads(count: int) -> None:

@@ -199,11 +199,13 @@ def measure_speed(
         answerers, picked, rounds=config.latency_rounds, batches=config.batches, warmup=10
     )
     say("validate: cold starts")
+    text_file = linear_file.with_name("text")
+    text_file.write_text(picked[0], encoding="utf-8")
     places = {"teacher": ("checkpoint", TEACHER), "linear": ("linear", linear_file),
               "deploy": ("servable", QUANTIZED)}  # fmt: skip
     once = [sys.executable, "-m", "tasks.evaluation.answer_once"]
     cold = {
-        name: cold_start([*once, kind, str(path), picked[0]], COLD_STARTS)
+        name: cold_start([*once, kind, str(path), str(text_file), str(max_length)], COLD_STARTS)
         for name, (kind, path) in places.items()
     }
     energy = {}

@@ -1,6 +1,8 @@
 """Load one model and answer one text: what a cold start is measured on.
 
-    python -m tasks.evaluation.answer_once servable data/models/deploy "where is my card"
+    python -m tasks.evaluation.answer_once servable data/models/deploy FILE 64
+
+answers the text in FILE, cut off at 64 pieces.
 
 Nothing is imported that the kind of model does not need.
 """
@@ -13,7 +15,7 @@ from pathlib import Path
 KINDS = ("servable", "checkpoint", "linear")
 
 
-def answer(kind: str, path: Path, text: str) -> str:
+def answer(kind: str, path: Path, text: str, max_length: int) -> str:
     """The label that the model at ``path`` gives to ``text``.
 
     Raises:
@@ -26,7 +28,7 @@ def answer(kind: str, path: Path, text: str) -> str:
     if kind == "checkpoint":
         from tasks.runtimes.pytorch import PyTorchRuntime
 
-        return str(PyTorchRuntime(path, threads=1).predict([text])[0])
+        return str(PyTorchRuntime(path, max_length=max_length, threads=1).predict([text])[0])
     if kind == "linear":
         from tasks.evaluation.linear import LinearModel
 
@@ -35,4 +37,5 @@ def answer(kind: str, path: Path, text: str) -> str:
 
 
 if __name__ == "__main__":
-    print(answer(sys.argv[1], Path(sys.argv[2]), sys.argv[3]))
+    words = Path(sys.argv[3]).read_text("utf-8")
+    print(answer(sys.argv[1], Path(sys.argv[2]), words, int(sys.argv[4])))

@@ -43,15 +43,23 @@ def load_pretrained(folder: Path, *, classes: int, dropout: float, seed: int) ->
     torch.manual_seed(seed)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    config = AutoConfig.from_pretrained(folder)
-    config.num_labels = classes
-    model, found = AutoModelForSequenceClassification.from_pretrained(
-        folder,
-        config=config,
-        dtype=torch.float32,
-        attn_implementation="eager",
-        output_loading_info=True,
-    )
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        config.num_labels = classes
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
+    except Exception as error:  # whatever a broken file makes of the libraries below
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(
+            f"teacher: {folder} cannot be loaded ({type(error).__name__}: {reason}), expected "
+            "config.json, model.safetensors and tokenizer.json of one encoder",
+            next_command="stillroom compress --set teacher.source=package",
+        ) from error
     encoder = architecture_of(model).encoder
     absent = [key for key in found["missing_keys"] if key.startswith(f"{encoder}.")]
     absent = [key for key in absent if ".pooler." not in key]

@@ -55,10 +55,12 @@ def trim(tokenizer_json: str, texts: Iterable[str], *, min_count: int) -> Trimme
         counts.update(encoding.ids)
 
     prefix = spec["model"]["continuing_subword_prefix"]
-    specials = {token["content"] for token in spec["added_tokens"]} | {spec["model"]["unk_token"]}
+    added = {token["content"]: token["id"] for token in spec["added_tokens"]}
+    specials = {*added, spec["model"]["unk_token"]}
+    pieces = added | spec["model"]["vocab"]  # an added token need not be in the model's own table
     kept = [
         (piece, old)
-        for piece, old in sorted(spec["model"]["vocab"].items(), key=lambda item: item[1])
+        for piece, old in sorted(pieces.items(), key=lambda item: item[1])
         if counts[old] >= min_count or piece in specials or len(piece.removeprefix(prefix)) == 1
     ]
     return TrimmedVocabulary(_rewrite(spec, kept), tuple(old for _, old in kept))
@@ -67,17 +69,24 @@ def trim(tokenizer_json: str, texts: Iterable[str], *, min_count: int) -> Trimme
 def _rewrite(spec: dict[str, Any], kept: Sequence[tuple[str, int]]) -> str:
     """The tokenizer file with new ids everywhere an id stands."""
     new_id = {old: new for new, (_, old) in enumerate(kept)}
-    spec["model"]["vocab"] = {piece: new for new, (piece, _) in enumerate(kept)}
+    own = spec["model"]["vocab"]
+    spec["model"]["vocab"] = {piece: new_id[old] for piece, old in kept if piece in own}
     for token in spec["added_tokens"]:
         token["id"] = new_id[token["id"]]
-    processor = spec.get("post_processor") or {}
+    _renumber(spec.get("post_processor") or {}, new_id)
+    spec["padding"] = spec["truncation"] = None
+    return json.dumps(spec, ensure_ascii=False, separators=(",", ":"))
+
+
+def _renumber(processor: dict[str, Any], new_id: dict[int, int]) -> None:
+    """Give the special tokens of a post-processor their new ids."""
+    for inner in processor.get("processors", []):  # Sequence
+        _renumber(inner, new_id)
     for special in processor.get("special_tokens", {}).values():  # TemplateProcessing
         special["ids"] = [new_id[old] for old in special["ids"]]
     for end in ("cls", "sep"):  # RobertaProcessing, BertProcessing
         if end in processor:
             processor[end][1] = new_id[processor[end][1]]
-    spec["padding"] = spec["truncation"] = None
-    return json.dumps(spec, ensure_ascii=False, separators=(",", ":"))
 
 
 def pad_token(tokenizer_json: str, pad_id: int) -> str:
@@ -92,10 +101,13 @@ def pad_token(tokenizer_json: str, pad_id: int) -> str:
 
 
 def unknown_share(tokenizer_json: str, texts: Sequence[str]) -> float:
-    """Share of pieces that are the unknown piece, specials not counted."""
+    """Share of pieces that are the unknown piece, specials not counted; 0 if there is none."""
+    piece = json.loads(tokenizer_json)["model"].get("unk_token")
+    if piece is None:
+        return 0.0
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.no_padding()
-    unknown: Any = tokenizer.token_to_id(json.loads(tokenizer_json)["model"]["unk_token"])
+    unknown: Any = tokenizer.token_to_id(piece)
     encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     total = sum(len(e.ids) for e in encodings)
     return sum(e.ids.count(unknown) for e in encodings) / max(total, 1)

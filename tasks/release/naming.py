@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -73,9 +74,14 @@ def _package(package: str, member: str) -> str:
 
 
 def _file(train: Path) -> str:
-    stem = train.name.partition(".")[0]
+    stem = train.stem
     return train.absolute().parent.name if stem.lower() in SPLITS else stem
 
 
 def _safe(text: str) -> str:
-    return re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._") or "model"
+    plain = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")
+    if text.isascii() and plain:
+        return plain
+    # letters were lost: two names in another script must not become one
+    mark = hashlib.sha256(text.encode("utf-8")).hexdigest()[:8]
+    return f"{plain}-{mark}" if plain else f"model-{mark}"

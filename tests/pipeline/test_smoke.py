@@ -163,6 +163,16 @@ def test_a_quantize_setting_runs_from_quantize_on(
     assert (other.workspace / "data/models/deploy/manifest.json").exists()
 
 
+def test_stages_that_are_switched_off_pass_their_input_through(
+    smoke: Run, smoke_variant: Callable[..., Run]
+) -> None:
+    off = [f"{stage}.enabled=false" for stage in ("distill", "prune", "finetune")]
+    there = smoke_variant(*off, "gate.max_bytes=100000000").workspace / "data" / "models"
+    same = "model.safetensors"
+    expected = (there / "baseline" / same).read_bytes()
+    assert all((there / stage / same).read_bytes() == expected for stage in ("distill", "finetune"))
+
+
 def test_a_comment_in_params_reruns_nothing(smoke: Run) -> None:
     params = smoke.workspace / "tasks" / "params.py"
     before = params.read_text("utf-8")

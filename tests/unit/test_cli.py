@@ -211,7 +211,7 @@ def test_the_name_follows_the_data(tmp_path: Path) -> None:
         (package("plain", "data/train.csv"), "plain"),
         ({"source": "files", "train": "mail/Support Mails.csv"}, "support-mails"),
         ({"source": "files", "train": "/somewhere/tickets/train.csv"}, "tickets"),
-        ({"source": "files", "train": "/somewhere/Données/TEST.jsonl"}, "donn-es"),
+        ({"source": "files", "train": "/somewhere/Données/TEST.jsonl"}, "donn-es-6ef4db3c"),
         ({"source": "files", "train": "/somewhere/orders/data.parquet"}, "orders"),
         ({"source": "hub", "hub": {"id": "owner/Some_Set", "revision": "main"}}, "some_set"),
     ):
@@ -232,5 +232,9 @@ def test_the_model_is_that_of_the_folder_or_of_the_checkout(
     monkeypatch.chdir(tmp_path)
     assert cli._model(None) == named()
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    assert cli._model(None) == named(), "somebody else's params.yaml is none of ours"
+    (tmp_path / "tasks").mkdir()
+    for name in ("dvc.yaml", "tasks/params.py"):
+        (tmp_path / name).touch()
     assert cli._model(None) == "here"
     assert cli._model("given") == "given"

@@ -68,8 +68,18 @@ def test_save_and_load_answer_alike(model, tmp_path):
     assert size == path.stat().st_size > 4 * model.parameters
     again = LinearModel.load(path)
     assert (again.logits(TEXTS) == model.logits(TEXTS)).all()
+    words = tmp_path / "words"
+    words.write_text("my lost card")
     done = subprocess.run(
-        [sys.executable, "-m", "tasks.evaluation.answer_once", "linear", str(path), "my lost card"],
+        [
+            sys.executable,
+            "-m",
+            "tasks.evaluation.answer_once",
+            "linear",
+            str(path),
+            str(words),
+            "64",
+        ],
         capture_output=True,
         text=True,
         check=True,

@@ -47,6 +47,12 @@ def test_words_that_pandas_takes_for_gaps_are_words(tmp_path: Path) -> None:
         ("t.csv", b"text,label\nok,x\n  ,b\n", "row 2 has no text"),
         ("t.csv", "text,label\ncafé,b\n".encode("latin1"), "no UTF-8"),
         ("t.jsonl", b'{"text": "a", "label"\n', "cannot be read as .jsonl"),
+        ("t.csv", b"text,label\nhello, world,greet\n", "more fields than the header"),
+        (
+            "t.tsv",
+            b'text\tlabel\n"hi there\tgreet\nok\tpart\n"bye\tpart\n',
+            "quote is never closed",
+        ),
         ("t.parquet", b"no parquet", "cannot be read as .parquet"),
     ],
 )
@@ -55,6 +61,17 @@ def test_unusable_files_are_told(tmp_path: Path, name: str, content: bytes, said
     with pytest.raises(DataError, match=said) as caught:
         read_table(tmp_path / name, "data.train", "text", "label")
     assert "data.train" in str(caught.value)
+
+
+def test_json_lines_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "a", "label": 1}\n')
+    read = read_table(tmp_path / "t.jsonl", "data.train", "text", "label")
+    assert read.to_numpy().tolist() == [["a", "1"]]
+
+
+def test_one_row_of_each_class_cannot_be_split() -> None:
+    with pytest.raises(DataError, match="one row of each class"):
+        split_off(frame(("a", "x"), ("b", "y")), 0.1, 0)
 
 
 def test_labels_must_be_two_and_known_to_train() -> None:

@@ -30,7 +30,9 @@ def main(params):
         raise GateRefused("gate.baseline_floor: too low")
     if "crash" in sys.argv:
         raise RuntimeError("a fault of ours")
-    return {"rows": 3, "runtime": {"resumed_from": 7}}
+    if "disk" in sys.argv:
+        raise OSError(28, "No space left on device", "data/raw/half")
+    return {"rows": 3, "loss": [float("nan")], "runtime": {"resumed_from": 7}}
 
 run("fetch", main)
 """
@@ -59,7 +61,7 @@ def test_a_stage_that_is_done(there: Path) -> None:
     done = start(there)
     assert done.returncode == 0, done.stderr
     assert "fetch: done in" in done.stdout
-    assert read(there, "fetch.json") == {"stage": "fetch", "rows": 3}
+    assert read(there, "fetch.json") == {"stage": "fetch", "rows": 3, "loss": [None]}
     runtime = read(there, "fetch.runtime.json")
     schema = json.loads((ROOT / "infra/schemas/runtime.schema.json").read_text())
     jsonschema.validate(runtime, schema)
@@ -82,6 +84,13 @@ def test_a_stage_that_failed_leaves_its_reason_and_nothing_else(there: Path) -> 
 def test_what_a_limit_refused_is_kept_for_a_look(there: Path) -> None:
     assert start(there, "refuse").returncode == 3
     assert (there / "data/raw/half").exists()
+
+
+def test_a_full_disk_is_no_traceback(there: Path) -> None:
+    done = start(there, "disk")
+    assert done.returncode == 5
+    assert "data/raw/half: No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_fault_of_ours_is_not_dressed_up(there: Path) -> None:

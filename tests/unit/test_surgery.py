@@ -124,6 +124,9 @@ def test_the_export_agrees_and_a_wrong_one_is_caught(
     layers_of(other)[1].output.LayerNorm.bias.data += 0.1
     with pytest.raises(IntegrityError, match="logits differ"):
         check_export(other, tmp_path / "model.onnx", rows, pad_id=pad_id)
+    layers_of(other)[1].output.LayerNorm.bias.data[0] = float("nan")
+    with pytest.raises(IntegrityError, match="logits differ by nan"):
+        check_export(other, tmp_path / "model.onnx", rows, pad_id=pad_id)
 
 
 def test_layers_are_dropped(model: torch.nn.Module, tmp_path: Path) -> None:

@@ -101,6 +101,20 @@ def test_unknown_share_counts_pieces() -> None:
     assert unknown_share(spec(), ["my ☃ card ☃"]) == pytest.approx(0.5)
 
 
+def test_added_tokens_and_sequences_of_processors_are_renumbered() -> None:
+    other = json.loads(spec())
+    size = len(other["model"]["vocab"])
+    other["added_tokens"].append({**other["added_tokens"][0], "id": size, "content": "<card>"})
+    other["post_processor"] = {"type": "Sequence", "processors": [other["post_processor"]]}
+    small = trim(json.dumps(other), ["my card"], min_count=1)
+    tokenizer = Tokenizer.from_str(small.tokenizer_json)
+    encoded = tokenizer.encode("my <card>")
+    assert encoded.tokens == ["[CLS]", "my", "<card>", "[SEP]"]
+    assert [small.kept_ids[i] for i in encoded.ids] == [
+        other["model"]["vocab"]["[CLS]"], other["model"]["vocab"]["my"], size,
+        other["model"]["vocab"]["[SEP]"]]  # fmt: skip
+
+
 def test_long_texts_are_cut() -> None:
     tokenizer = plain_tokenizer(spec(), max_length=4)
     assert tokenizer.encode("my card is my bank").tokens == ["[CLS]", "my", "card", "[SEP]"]
