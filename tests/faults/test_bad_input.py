@@ -126,16 +126,3 @@ def test_the_same_message_from_a_bare_dvc_repro(smoke: Run, own: Path) -> None:
     bare = smoke.shell("dvc", "repro", cwd=own / "workspace")
     assert bare.code != 0
     assert "data.test: found label 'zebra' that train has not" in bare.out + bare.err
-
-
-def test_own_files_work(smoke: Run, own: Path) -> None:
-    """And good files of one's own go all the way, under a name that follows the data."""
-    found = compress(smoke.shell, own, *teacher(smoke), "data.max_rows=0", "release.name=",
-                     "gate.baseline_floor=0.0", "gate.min_parity=0.0", "gate.max_drop=100",
-                     "gate.max_drop_upper95=100", "gate.max_macro_f1_drop=100",
-                     "gate.stage_drop.distill=100", "gate.stage_drop.finetune=100")  # fmt: skip
-    assert found.code == 0, found.err
-    name = own.name.lower()
-    status = smoke.shell.stillroom("status", "--model", name, "--json")
-    assert status.json["challenger"]["version"] == 1
-    assert status.json["champion"] is None

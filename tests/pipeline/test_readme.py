@@ -81,6 +81,9 @@ def test_every_command_works(smoke: Run, tmp_path: Path, monkeypatch: pytest.Mon
         assert answer.code == 0, f"{command}\n{answer.out}\n{answer.err}"
         done.add(command)
     assert len(done) >= 15
+    own = shell.stillroom("status", "--model", "tickets", "--json").json
+    assert own["challenger"]["version"] == 1, "a name that follows the data"
+    assert own["champion"] is None
 
 
 def test_make_test_is_what_ci_runs() -> None:
