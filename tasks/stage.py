@@ -48,6 +48,7 @@ def run(name: str, main: Callable[[Params], Metrics]) -> None:
     try:
         params = load(Path("params.yaml"))
         use_threads(params.hardware.threads)
+        discard_outputs(name)  # as DVC does: they may be links into its cache
         with StageEnergy("DEU") as energy:  # kWh only: the grid's carbon does not matter here
             metrics = main(params)
     except (StillroomError, OSError) as caught:
@@ -90,7 +91,7 @@ def finite(tree: Any) -> Any:
 
 
 def discard_outputs(name: str) -> None:
-    """Remove what a stage that failed has written so far."""
+    """Remove a stage's outputs: those of an earlier run, or what a failed one has written."""
     for out in yaml.safe_load(Path("dvc.yaml").read_text("utf-8"))["stages"][name].get("outs", []):
         path = Path(next(iter(out)) if isinstance(out, dict) else out)
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

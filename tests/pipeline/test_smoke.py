@@ -222,17 +222,16 @@ def test_the_bundle_answers_with_onnxruntime_and_tokenizers_alone(smoke: Run) ->
     assert done.out.strip() in read(bundle / "labels.json")
 
 
-def test_weights_and_embeddings_are_int8(smoke: Run) -> None:
-    import numpy as np
+def test_weights_and_embeddings_have_eight_bits(smoke: Run) -> None:
     import onnx
 
     graph = onnx.load(smoke.workspace / "data/models/deploy/model.onnx").graph
     arrays = [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer]
-    small = sum(a.nbytes for a in arrays if a.dtype == np.int8)
+    small = sum(a.nbytes for a in arrays if a.dtype.itemsize == 1)
     assert small / sum(a.nbytes for a in arrays) > 0.9
     pieces = read(smoke.workspace / "metrics/distill.json")["vocabulary"]
     tables = [a for a in arrays if a.ndim == 2 and a.shape[0] == pieces]
-    assert [a.dtype for a in tables] == [np.dtype(np.int8)]
+    assert [a.dtype.itemsize for a in tables] == [1]
 
 
 def test_killed_training_goes_on_from_its_last_checkpoint(smoke: Run, tmp_path: Path) -> None:

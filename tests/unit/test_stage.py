@@ -81,6 +81,16 @@ def test_a_stage_that_failed_leaves_its_reason_and_nothing_else(there: Path) -> 
     assert not (there / "metrics/fetch.json").exists()
 
 
+def test_a_link_into_the_cache_is_replaced_not_written_through(there: Path) -> None:
+    (there / "data/raw").mkdir(parents=True)
+    cached = there / "cached"
+    cached.write_text("precious")
+    (there / "data/raw/half").hardlink_to(cached)
+    assert start(there).returncode == 0
+    assert cached.read_text() == "precious"
+    assert (there / "data/raw/half").read_text() == "written"
+
+
 def test_what_a_limit_refused_is_kept_for_a_look(there: Path) -> None:
     assert start(there, "refuse").returncode == 3
     assert (there / "data/raw/half").exists()
