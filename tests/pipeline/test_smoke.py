@@ -150,8 +150,14 @@ def test_push_and_pull_through_a_directory(smoke: Run, tmp_path: Path) -> None:
 
 
 def test_the_cache_links_rather_than_copies(smoke: Run) -> None:
-    model = smoke.workspace / "data" / "models" / "baseline" / "model.safetensors"
+    place = smoke.workspace / "data" / "models" / "baseline"
+    shutil.rmtree(place)
+    assert smoke.shell("dvc", "checkout", "baseline", cwd=smoke.workspace).code == 0
+    model = place / "model.safetensors"
     assert model.is_symlink() or model.stat().st_nlink > 1
+    # and what a run writes anew is linked at once: DVC does so for the first type alone
+    types = smoke.shell("dvc", "config", "cache.type", cwd=smoke.workspace).out
+    assert types.split(",")[0].strip() == "hardlink"
 
 
 def test_a_quantize_setting_runs_from_quantize_on(
