@@ -135,16 +135,11 @@ def absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
     for section, key in USER_PATHS:
         found = content.get(section)
         value = found.get(key) if isinstance(found, dict) else None
-        if isinstance(value, str) and value and not is_placeholder(value):
+        if isinstance(value, str) and value and value not in PLACEHOLDERS:
             path = base / Path(value).expanduser()
             if path.exists():
                 changed = overlay(changed, {section: {key: str(path.resolve())}})
     return changed
-
-
-def is_placeholder(value: str) -> bool:
-    """Whether a path is one of the tracked files that mean "not given"."""
-    return value in PLACEHOLDERS
 
 
 def check_user_files(params: Params) -> None:
@@ -157,12 +152,12 @@ def check_user_files(params: Params) -> None:
     if params.data.source == "files":
         for key in ("train", "validation", "test"):
             value = getattr(params.data, key)
-            if not is_placeholder(value) or key != "validation":
+            if value not in PLACEHOLDERS or key != "validation":
                 wanted[f"data.{key}"] = value
     if params.teacher.source == "path":
         wanted["teacher.path"] = params.teacher.path
     for name, value in wanted.items():
-        if not value or is_placeholder(value):
+        if not value or value in PLACEHOLDERS:
             found = "nothing given"
         elif not (home.CHECKOUT / value).exists():
             found = f"nothing at {value}"
