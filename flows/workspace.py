@@ -25,14 +25,19 @@ import yaml
 
 from tasks import home
 from tasks.errors import DataError, ParamsError, UnavailableError, UsageError
-from tasks.params import Params, assignment, fingerprint, overlay, parse, read_yaml
+from tasks.params import assignment, fingerprint, nested, overlay, parse, read_yaml
 from tasks.paths import PLACEHOLDERS
+from tasks.schema import Params
 
 MARKER = ".stillroom-workspace.json"
 OWN = ("params.yaml", "dvc.lock", "metrics", "reports", ".dvc/config.local")
 """What a workspace keeps for itself."""
 NOT_SOURCE = (".git", ".venv", "var", ".dvc/cache", ".dvc/tmp", "__pycache__")
-USER_PATHS = (("data", "train"), ("data", "validation"), ("data", "test"), ("teacher", "path"))
+USER_PATHS = ("data.train", "data.validation", "data.test", "data.unlabelled",
+              "data.elsewhere.path", "teacher.path",
+              "teach.teachers", "distill.student.path", "distill.student.run")  # fmt: skip
+RECOVERED = Path("data/models/finetune")
+"""In a workspace: what a further run starts from."""
 
 
 @dataclass(frozen=True)
@@ -132,13 +137,18 @@ def absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
         base: the folder that relative paths are meant from.
     """
     changed = content
-    for section, key in USER_PATHS:
-        found = content.get(section)
+    for name in USER_PATHS:
+        *sections, key = name.split(".")
+        found: Any = content
+        for section in sections:
+            found = found.get(section) if isinstance(found, dict) else None
         value = found.get(key) if isinstance(found, dict) else None
         if isinstance(value, str) and value and value not in PLACEHOLDERS:
             path = base / Path(value).expanduser()
+            if name == "distill.student.run" and (path / RECOVERED).is_dir():
+                path = path / RECOVERED  # a workspace changes as a whole, its model does not
             if path.exists():
-                changed = overlay(changed, {section: {key: str(path.resolve())}})
+                changed = overlay(changed, nested(name, str(path.resolve())))
     return changed
 
 
@@ -154,8 +164,17 @@ def check_user_files(params: Params) -> None:
             value = getattr(params.data, key)
             if value not in PLACEHOLDERS or key != "validation":
                 wanted[f"data.{key}"] = value
+    if params.data.unlabelled not in PLACEHOLDERS:
+        wanted["data.unlabelled"] = params.data.unlabelled
+    if params.data.elsewhere.source == "path":
+        wanted["data.elsewhere.path"] = params.data.elsewhere.path
     if params.teacher.source == "path":
         wanted["teacher.path"] = params.teacher.path
+    if params.teach.teachers not in PLACEHOLDERS:
+        wanted["teach.teachers"] = params.teach.teachers
+    student = params.distill.student
+    if student.source in ("path", "run"):
+        wanted[f"distill.student.{student.source}"] = getattr(student, student.source)
     for name, value in wanted.items():
         if not value or value in PLACEHOLDERS:
             found = "nothing given"
@@ -163,7 +182,8 @@ def check_user_files(params: Params) -> None:
             found = f"nothing at {value}"
         else:
             continue
-        kind = "a folder" if name == "teacher.path" else "a CSV, TSV, JSONL or Parquet file"
+        file = name.startswith("data.")
+        kind = "a CSV, TSV, JSONL or Parquet file" if file else "a folder"
         raise DataError(
             f"{name}: found {found}, expected {kind}",
             next_command=f"stillroom compress --set {name}=PATH",

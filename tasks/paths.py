@@ -4,8 +4,12 @@ from pathlib import Path
 
 RAW = Path("data/raw")
 PRETRAINED = Path("data/pretrained")
+STUDENT = Path("data/student")
+TEACHERS = Path("data/teachers")
 PREPARED = Path("data/prepared")
 TRAIN = PREPARED / "train.parquet"
+ELSEWHERE = PREPARED / "elsewhere.parquet"
+UNLABELLED = PREPARED / "unlabelled.parquet"
 VALIDATION = PREPARED / "validation.parquet"
 TEST = PREPARED / "test.parquet"
 LABELS = PREPARED / "labels.json"
@@ -17,9 +21,24 @@ PRUNED = Path("data/models/prune")
 FINETUNED = Path("data/models/finetune")
 QUANTIZED = Path("data/models/quantize")
 DEPLOYED = Path("data/models/deploy")
+EARLY = "early.safetensors"
+"""Beside a student's checkpoint: its weights from early in training."""
 METRICS = Path("metrics")
 REPORTS = Path("reports")
 GATE = METRICS / "gate.json"
 SUMMARY = REPORTS / "summary.json"
-PLACEHOLDERS = tuple(f"data/own/{name}" for name in ("train", "validation", "test", "teacher"))
+PLACEHOLDERS = tuple(
+    f"data/own/{name}"
+    for name in (
+        "train",
+        "validation",
+        "test",
+        "unlabelled",
+        "elsewhere",
+        "teacher",
+        "teachers",
+        "student",
+        "run",
+    )
+)
 """Tracked files that mean "not given": a DVC dependency may not be empty."""

@@ -30,8 +30,9 @@ from tasks.errors import GateRefused, StillroomError, UnavailableError
 from tasks.evaluation.energy import StageEnergy
 from tasks.evaluation.footprint import peak_memory_bytes
 from tasks.files import write_json, write_text
-from tasks.params import Params, load
+from tasks.params import load
 from tasks.paths import METRICS
+from tasks.schema import Params
 
 Metrics = dict[str, Any]
 CURVE = ("step", "train_loss", "validation_loss", "validation_accuracy")

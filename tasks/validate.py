@@ -36,7 +36,6 @@ from tasks.evaluation.statistics import (
 )
 from tasks.files import write_json
 from tasks.modeling.checkpoint import checkpoint_bytes, load_checkpoint, parameters
-from tasks.params import Evaluation, Params
 from tasks.paths import (
     DISTILLED,
     FINETUNED,
@@ -63,6 +62,7 @@ from tasks.problems.classification import (
 from tasks.release.gate import Evidence, judge
 from tasks.release.servable import Servable, artifact_sha256, file_bytes, file_hashes
 from tasks.runtimes.pytorch import PyTorchRuntime
+from tasks.schema import Evaluation, Params
 from tasks.stage import Metrics, run, say
 
 CHECKPOINTS = {"distill": DISTILLED, "prune": PRUNED, "finetune": FINETUNED}

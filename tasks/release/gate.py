@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tasks import params
+from tasks import schema
 from tasks.errors import GateRefused
 
 Kind = Literal["max", "min"]
@@ -120,7 +120,7 @@ class Verdict:
             )
 
 
-def judge(evidence: Evidence, limits: params.Gate) -> Verdict:
+def judge(evidence: Evidence, limits: schema.Gate) -> Verdict:
     """Compare every figure with its limit; a figure equal to its limit passes."""
     checks = (
         _check("drop", "max", evidence.drop, limits.max_drop),

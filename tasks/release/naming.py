@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tasks.errors import ParamsError, UsageError
 
 if TYPE_CHECKING:
-    from tasks.params import Params
+    from tasks.schema import Params
 
 SPLITS = {"train", "training", "test", "data", "validation", "dev"}
 """Names that say which part of a data set a file is, not which data set."""

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import GateRefused
-from tasks.params import Gate, StageDrop
 from tasks.release.gate import Evidence, Verdict, judge, stage_limit
+from tasks.schema import Gate, StageDrop
 
 LIMITS = Gate(
     baseline_floor=0.9,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from tasks import params as schema
+from tasks import schema
 from tasks.errors import ParamsError
 from tasks.params import assignment, fingerprint, load, overlay, parse, read_yaml
 
@@ -75,7 +75,9 @@ def test_every_key_is_needed_and_typed(key: str) -> None:
     [
         ("prune.ffn_keep", 1.5, "less than or equal to 1"),
         ("prune.ffn_keep", 0, "greater than 0"),
-        ("prune.importance", "taylor?", "'activation', 'magnitude' or 'random'"),
+        ("prune.importance", "taylor?", "'magnitude', 'taylor', 'fisher' or 'random'"),
+        ("prune.sparsity.method", "lottery", "distill.early"),
+        ("distill.student.fresh.heads", 5, "multiple of heads"),
         ("teacher.training.epochs", "many", "number"),
         ("teacher.training.batch_size", 32.5, "integer"),
         ("hardware.threads", 0, "greater than or equal to 1"),
@@ -92,6 +94,15 @@ def test_ranges(key: str, value: Any, expected: str) -> None:
         parse(changed(key, value))
     assert key in str(caught.value)
     assert expected in str(caught.value)
+
+
+def test_sparsity_that_cannot_come_out_is_refused() -> None:
+    wanda = {"sparsity": {"method": "wanda", "pattern": "2of4"}}
+    with pytest.raises(ParamsError, match=r"prune\.sparsity\.target: found 0\.9, expected 0\.5"):
+        parse(changed("prune", wanda))
+    gradual = {"sparsity": {"method": "magnitude"}, "training": {"patience": 2}}
+    with pytest.raises(ParamsError, match=r"prune\.training\.patience: found 2, expected 0"):
+        parse(changed("prune", gradual))
 
 
 def test_unknown_keys_are_named_with_the_known_ones() -> None:
@@ -126,7 +137,9 @@ def test_every_key_says_what_it_means() -> None:
     plain = {"name", "version", "member", "enabled", "epochs", "batch_size", "text_column",
              "label_column", "trim", "per_channel", "package", "hub", "training", "vocabulary",
              "source", "stage_drop", "max_drop", "max_macro_f1_drop", "max_ece", "alpha",
-             "temperature", "train", "distill", "prune", "finetune", "sha256"}  # fmt: skip
+             "temperature", "train", "distill", "prune", "finetune", "sha256",
+             "augment", "student", "layers", "heads", "ffn", "pattern", "budget", "sparsity",
+             "swap", "fresh", "elsewhere"}  # fmt: skip
     for section in vars(schema).values():
         if isinstance(section, type) and issubclass(section, BaseModel):
             if section.__name__ in ("Params", "Section", "BaseModel"):

