@@ -1,7 +1,7 @@
 """Open and save any checkpoint of the chain.
 
-config.json        sizes that all layers share
-surgery.json       the final shapes of each layer, and what was done to get there
+config.json        what the library builds before the shapes are applied
+surgery.json       the final shapes of each layer and of the whole, and what was done to get there
 model.safetensors  weights; they load strictly or not at all
 tokenizer.json     labels.json
 """
@@ -24,21 +24,32 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrai
 
 from tasks.errors import DataError, IntegrityError
 from tasks.modeling.architecture import architecture_of
-from tasks.modeling.surgery import LayerShape, Shapes, reshape, shapes_of
+from tasks.modeling.surgery import (
+    LayerShape,
+    ModelShape,
+    Shapes,
+    model_shape_of,
+    reshape,
+    shapes_of,
+)
 
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "surgery.json", "tokenizer.json")
 
 
-def load_pretrained(folder: Path, *, classes: int, dropout: float, seed: int) -> PreTrainedModel:
+def load_pretrained(
+    folder: Path, *, classes: int, dropout: float, seed: int, key: str = "teacher"
+) -> PreTrainedModel:
     """A pretrained encoder under a new classification head.
 
     Args:
         classes: number of logits.
         dropout: of hidden states and attention probabilities, while training.
+        key: the section of params that it comes from, for messages.
 
     Raises:
         ParamsError: an architecture that `tasks.modeling.architecture` does not know.
         DataError: a weight of the encoder is missing; it would be left random without a word.
+            Or there is no padding piece.
     """
     torch.manual_seed(seed)
     transformers.utils.logging.set_verbosity_error()
@@ -56,18 +67,26 @@ def load_pretrained(folder: Path, *, classes: int, dropout: float, seed: int) ->
     except Exception as error:  # whatever a broken file makes of the libraries below
         reason = " ".join(str(error).split())[:300]
         raise DataError(
-            f"teacher: {folder} cannot be loaded ({type(error).__name__}: {reason}), expected "
+            f"{key}: {folder} cannot be loaded ({type(error).__name__}: {reason}), expected "
             "config.json, model.safetensors and tokenizer.json of one encoder",
-            next_command="stillroom compress --set teacher.source=package",
+            next_command=f"stillroom compress --set {key}.source=package",
         ) from error
-    encoder = architecture_of(model).encoder
-    absent = [key for key in found["missing_keys"] if key.startswith(f"{encoder}.")]
+    arch = architecture_of(model)
+    if config.pad_token_id is None:
+        raise DataError(
+            f"{key}: {folder / 'config.json'} has no pad_token_id, expected the id of a piece "
+            "that fills up short texts and occurs in none",
+            next_command=f"stillroom compress --set {key}.source=package",
+        )
+    if arch.causal:
+        model.config.use_cache = False  # a text is read once
+    absent = [key for key in found["missing_keys"] if key.startswith(f"{arch.encoder}.")]
     absent = [key for key in absent if ".pooler." not in key]
     if absent:
         raise DataError(
-            f"teacher: {folder / 'model.safetensors'} has no {sorted(absent)[0]} "
+            f"{key}: {folder / 'model.safetensors'} has no {sorted(absent)[0]} "
             f"({len(absent)} missing), expected all weights of a {config.model_type}",
-            next_command="stillroom compress --set teacher.source=package",
+            next_command=f"stillroom compress --set {key}.source=package",
         )
     set_dropout(model, dropout)
     return model
@@ -82,10 +101,10 @@ def load_checkpoint(folder: Path, *, dropout: float = 0.0) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(folder)
     config._attn_implementation = "eager"
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    reshape(model, read_shapes(folder))
     try:
+        reshape(model, read_shapes(folder), read_model_shape(folder))
         model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         raise IntegrityError(
             f"{folder}: weights do not fit surgery.json ({str(error).splitlines()[-1].strip()})",
             next_command="dvc checkout",
@@ -108,8 +127,8 @@ def save_checkpoint(
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     model.config.to_json_file(folder / "config.json")  # type: ignore[union-attr,operator]
     lineage = [*read_lineage(parent), step]
-    shapes = [asdict(shape) for shape in shapes_of(model)]
-    record = {"format": 1, "layers": shapes, "lineage": lineage}
+    layers = [asdict(shape) for shape in shapes_of(model)]
+    record = {"format": 2, **asdict(model_shape_of(model)), "layers": layers, "lineage": lineage}
     (folder / "surgery.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     if tokenizer_json:
         (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
@@ -127,9 +146,22 @@ def copy_checkpoint(source: Path, target: Path) -> None:
 
 
 def read_shapes(folder: Path) -> Shapes:
-    """The shapes in ``surgery.json``."""
+    """The layers' shapes in ``surgery.json``."""
     record = json.loads((folder / "surgery.json").read_text("utf-8"))
     return tuple(LayerShape(tuple(layer["heads"]), layer["ffn"]) for layer in record["layers"])
+
+
+def read_model_shape(folder: Path) -> ModelShape | None:
+    """What all layers share, in ``surgery.json``; None in format 1, which could cut none of it."""
+    record = json.loads((folder / "surgery.json").read_text("utf-8"))
+    if record["format"] == 1:
+        return None
+    return ModelShape(
+        head_size=record["head_size"],
+        channels=tuple(record["channels"]),
+        pooled=record["pooled"],
+        embedding_rank=record["embedding_rank"],
+    )
 
 
 def read_lineage(folder: Path) -> list[dict[str, Any]]:
@@ -143,6 +175,8 @@ def set_dropout(model: nn.Module, p: float) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = p
+        elif hasattr(module, "attention_dropout"):  # a number where there is no such module
+            setattr(module, "attention_dropout", p)  # noqa: B010
 
 
 def clone(model: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tasks.errors import IntegrityError
-from tasks.modeling.architecture import embeddings_of
+from tasks.modeling.architecture import architecture_of, embeddings_of
 from tasks.modeling.checkpoint import clone, load_checkpoint
 from tasks.modeling.vocabulary import pad_token
 from tasks.problems.classification import encode, pad, read_labels, read_tokenizer
@@ -37,11 +37,14 @@ class ForServing(nn.Module):
     There is one segment, so its embedding is added to every position once and for all; the
     mask becomes a bias on the attention scores here, which is one subtraction and one product
     in the graph where the library's own construction is thirty operators. Both are exact.
+    Where a token sees those before it only, the bias covers those after it, too; padding has to
+    follow the text then, as `tasks.problems.classification.pad` has it.
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = clone(model).eval()
+        self.causal = architecture_of(model).causal
         embeddings = embeddings_of(self.model)
         if hasattr(embeddings, "token_type_embeddings"):
             segment = embeddings.token_type_embeddings.weight.data[0]
@@ -50,6 +53,9 @@ class ForServing(nn.Module):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         bias = (1.0 - attention_mask[:, None, None, :].float()) * MASKED
+        if self.causal:
+            place = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+            bias = bias + (place[None, :] > place[:, None]).float() * MASKED
         logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=bias).logits
         return logits
 

@@ -1,0 +1,33 @@
+"""Small models of every real architecture, with random weights, as the library builds them."""
+
+from __future__ import annotations
+
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from tasks.modeling.architecture import ARCHITECTURES, set_sizes
+
+LAYERS, HEADS, FFN, HIDDEN, PIECES, CLASSES = 3, 4, 24, 32, 50, 5
+GROUPED = "llama, grouped queries"
+"""Four keys and values, each read by two queries, in heads that are wider than their share."""
+KINDS = (*sorted(ARCHITECTURES), GROUPED)
+
+
+def tiny(kind: str) -> torch.nn.Module:
+    """A model of a type in `ARCHITECTURES`, or `GROUPED`; four heads or groups a layer."""
+    torch.manual_seed(0)
+    arch = ARCHITECTURES[kind.partition(",")[0]]
+    config = AutoConfig.for_model(
+        arch.model_type, vocab_size=PIECES, max_position_embeddings=40, num_labels=CLASSES,
+        pad_token_id=int(arch.positions_after_padding), initializer_range=0.2,
+    )  # fmt: skip
+    set_sizes(config, layers=LAYERS, hidden=HIDDEN, heads=HEADS, ffn=FFN)
+    if kind == GROUPED:
+        config.num_attention_heads, config.head_dim = 2 * HEADS, HIDDEN // HEADS
+    config.use_cache = False
+    config._attn_implementation = "eager"
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    with torch.no_grad():  # biases and norms that are not zero and one, so that mistakes show
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model

@@ -1,0 +1,72 @@
+"""What is exported answers as the checkpoint, for every architecture and every cut."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace as altered
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from tasks.errors import IntegrityError
+from tasks.modeling.architecture import ARCHITECTURES, architecture_of, linear
+from tasks.modeling.checkpoint import clone
+from tasks.quantization.export import check_export, export_onnx
+from tasks.quantization.post_training import quantize
+from tests.tiny_models import GROUPED, PIECES, tiny
+from tests.unit.test_combined_cuts import CUTS, Masked, answers, cut_once
+
+BERT_OPERATORS = {
+    "Add": 28, "Cast": 1, "Concat": 2, "Gather": 3, "Gelu": 3, "Gemm": 2, "LayerNormalization": 7,
+    "MatMul": 24, "Mul": 4, "Reshape": 12, "Shape": 2, "Slice": 1, "Softmax": 3, "Sub": 1,
+    "Tanh": 1, "Transpose": 12, "Unsqueeze": 1,
+}  # fmt: skip
+
+DIFFERENT = {altered(arch, model_type=""): GROUPED if kind == "llama" else kind
+             for kind, arch in ARCHITECTURES.items()}.values()  # fmt: skip
+"""One of those that are built alike: an export takes seconds."""
+
+
+def rows(pieces: int = PIECES) -> list[list[int]]:
+    """Ids of texts of several lengths."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(2, pieces, (n,), generator=generator).tolist() for n in (9, 6, 3, 12)]
+
+
+@pytest.mark.parametrize("kind", DIFFERENT)
+def test_the_export_of_a_cut_model_agrees(kind: str, tmp_path: Path) -> None:
+    model = tiny(kind)
+    masked = Masked.of(clone(model))
+    for seed, cut in enumerate((*CUTS, "heads", "neurons", "channels")):
+        cut_once(cut, seed + 20, model, masked)
+    torch.testing.assert_close(*answers(model, masked), atol=1e-4, rtol=1e-4)
+    export_onnx(model, tmp_path / "model.onnx", max_length=16)
+    texts, pad_id = rows(len(masked.pieces)), model.config.pad_token_id
+    assert check_export(model, tmp_path / "model.onnx", texts, pad_id=pad_id) < 1e-4
+    check_quantised(tmp_path / "model.onnx", tmp_path / "int8.onnx", len(masked.pieces))
+    wrong = linear(model, architecture_of(model).head[-1])
+    wrong.weight.data += 0.1
+    with pytest.raises(IntegrityError, match="logits differ"):
+        check_export(model, tmp_path / "model.onnx", texts, pad_id=pad_id)
+    wrong.weight.data[0] = float("nan")
+    with pytest.raises(IntegrityError, match="logits differ by nan"):
+        check_export(model, tmp_path / "model.onnx", texts, pad_id=pad_id)
+
+
+def check_quantised(path: Path, small: Path, pieces: int) -> None:
+    """The narrow table is stored in bytes, and so is the matrix that widens it."""
+    quantize(path, small, per_channel=False, embeddings=True, reduce_range=False)
+    before, after = onnx.load(path).graph, onnx.load(small).graph
+    table = next(t for t in before.initializer if t.dims[:1] == [pieces])
+    bytewise = (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
+    int8 = {tuple(t.dims) for t in after.initializer if t.data_type in bytewise}
+    assert tuple(table.dims) in int8
+    assert any(dims[:1] == (table.dims[1],) for dims in int8 - {tuple(table.dims)})
+
+
+def test_a_bert_of_three_layers_has_the_operators_it_always_had(tmp_path: Path) -> None:
+    export_onnx(tiny("bert"), tmp_path / "model.onnx", max_length=16)
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert Counter(node.op_type for node in graph.node) == BERT_OPERATORS
