@@ -10,8 +10,11 @@ serving falls back to and what the speed of ONNX Runtime in fp32 is measured on.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 
-from tasks.errors import GateRefused
+from transformers import PreTrainedModel
+
+from tasks.errors import DataError, GateRefused
 from tasks.evaluation.quality import quality
 from tasks.modeling.checkpoint import (
     checkpoint_bytes,
@@ -20,7 +23,6 @@ from tasks.modeling.checkpoint import (
     parameters,
     save_checkpoint,
 )
-from tasks.params import Params
 from tasks.paths import (
     LABELS,
     PRETRAINED,
@@ -31,17 +33,16 @@ from tasks.paths import (
 )
 from tasks.problems.classification import logits_of, read_labels, read_split, read_tokenizer
 from tasks.quantization.export import export_servable
+from tasks.schema import Params
 from tasks.stage import Metrics, run, say
-from tasks.training.trainer import require_device, train
+from tasks.training.trainer import discard_checkpoints, require_device, train
 
 
 def main(params: Params) -> Metrics:
     require_device(params.hardware)
     labels = read_labels(LABELS)
     training = params.teacher.training
-    model = load_pretrained(
-        PRETRAINED, classes=len(labels), dropout=training.dropout, seed=params.seed
-    )
+    model = beginning(labels, training.dropout, params.seed)
     tokenizer = read_tokenizer(PRETRAINED, params.data.max_length)
     validation = read_split(VALIDATION)
     say(f"baseline: fine-tuning {parameters(model) / 1e6:.1f} M parameters")
@@ -58,6 +59,7 @@ def main(params: Params) -> Metrics:
     step = {"stage": "baseline", "pretrained": model.config.model_type, "steps": trained.steps}
     save_checkpoint(model, TEACHER, parent=PRETRAINED, step=step)
     shutil.copyfile(LABELS, TEACHER / "labels.json")
+    discard_checkpoints("baseline")
 
     teacher = load_checkpoint(TEACHER)
     measured = quality(logits_of(teacher, tokenizer, validation.texts), validation.labels)
@@ -83,6 +85,23 @@ def main(params: Params) -> Metrics:
         "file_bytes": checkpoint_bytes(TEACHER),
         "validation": measured,
     }
+
+
+def beginning(labels: Sequence[str], dropout: float, seed: int) -> PreTrainedModel:
+    """The pretrained model under a new head; a model of an earlier run as it was cut there.
+
+    Raises:
+        DataError: the earlier run's model knows other labels.
+    """
+    if not (PRETRAINED / "surgery.json").exists():
+        return load_pretrained(PRETRAINED, classes=len(labels), dropout=dropout, seed=seed)
+    if read_labels(PRETRAINED / "labels.json") != list(labels):
+        raise DataError(
+            f"teacher.path: found a model of an earlier run with other labels than the "
+            f"{len(labels)} of this data set, expected the same",
+            next_command="stillroom compress --set teacher.source=package",
+        )
+    return load_checkpoint(PRETRAINED, dropout=dropout)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ dvc repro finetune
 
 from __future__ import annotations
 
-from tasks.evaluation.quality import quality
+from tasks.evaluation.outcome import outcome
 from tasks.modeling.checkpoint import (
     checkpoint_bytes,
     copy_checkpoint,
@@ -14,13 +14,14 @@ from tasks.modeling.checkpoint import (
     parameters,
     save_checkpoint,
 )
-from tasks.params import Params
-from tasks.paths import FINETUNED, PRUNED, TEACHER_LOGITS, TRAIN, VALIDATION
-from tasks.problems.classification import logits_of, read_split, read_tokenizer
-from tasks.release.gate import stage_limit
-from tasks.stage import Metrics, read_metrics, run, say, write_history
-from tasks.training.logit_cache import LogitCache
-from tasks.training.trainer import Distillation, require_device, train
+from tasks.paths import FINETUNED, PRUNED, TEACHER, TEACHER_LOGITS
+from tasks.problems.classification import read_tokenizer
+from tasks.pruning.sparsity import KeepZeros, sparsity_of
+from tasks.schema import Params
+from tasks.stage import Metrics, run, say, write_history
+from tasks.training.distillation import distil
+from tasks.training.schedule import rewound
+from tasks.training.trainer import discard_checkpoints, require_device
 
 
 def main(params: Params) -> Metrics:
@@ -32,34 +33,34 @@ def main(params: Params) -> Metrics:
     require_device(params.hardware)
     student = load_checkpoint(PRUNED, dropout=config.training.dropout)
     tokenizer = read_tokenizer(PRUNED, params.data.max_length)
-    validation = read_split(VALIDATION)
+    sparse = params.prune.enabled and params.prune.sparsity.method != "none"
+    training = config.training
+    if config.rewind:
+        training = rewound(params.distill.training, training)
     say(f"finetune: {parameters(student) / 1e6:.2f} M parameters")
-    trained = train(
+    trained = distil(
         student,
+        config,
+        training,
         stage="finetune",
         tokenizer=tokenizer,
-        train_split=read_split(TRAIN),
-        validation_split=validation,
-        training=config.training,
+        teacher=TEACHER,
+        logits=TEACHER_LOGITS,
         hardware=params.hardware,
-        seed=params.seed,
-        distillation=Distillation(LogitCache(TEACHER_LOGITS), config.temperature, config.alpha),
+        max_length=params.data.max_length,
+        seed=params.seed + params.student_seed,
+        callbacks=[KeepZeros()] if sparse else [],
     )
-    save_checkpoint(
-        student, FINETUNED, parent=PRUNED, step={"stage": "finetune", "steps": trained.steps}
-    )
-
-    measured = quality(logits_of(student, tokenizer, validation.texts), validation.labels)
-    teacher = read_metrics("baseline")["validation"]
-    stage_limit("finetune", teacher, measured, params.gate.stage_drop.finetune)
+    step = {"stage": "finetune", "steps": trained.steps}
+    save_checkpoint(student, FINETUNED, parent=PRUNED, step=step)
+    discard_checkpoints("finetune")
     return {
         "runtime": {"resumed_from": trained.resumed_from},
         "steps": trained.steps,
-        "enabled": True,
-        "parameters": parameters(student),
-        "file_bytes": checkpoint_bytes(FINETUNED),
-        "validation": measured,
-    }
+        "sparsity": sparsity_of(student) if sparse else 0.0,
+        **outcome("finetune", student, tokenizer, FINETUNED,
+                  max_drop=params.gate.stage_drop.finetune),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

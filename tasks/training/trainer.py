@@ -23,17 +23,15 @@ import yaml
 from tokenizers import Tokenizer
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalPrediction, get_last_checkpoint
 
-from tasks import params as schema
+from tasks import schema
 from tasks.errors import UnavailableError
 from tasks.files import file_sha256
 from tasks.home import home
 from tasks.problems.classification import Split, encode, pad
 from tasks.stage import say, write_history
-from tasks.training.logit_cache import LogitCache
-from tasks.training.objectives import distillation_loss
 
 
 @dataclass(frozen=True)
@@ -43,54 +41,69 @@ class Trained:
     steps: int
     resumed_from: int
     """A step, 0 if nothing was resumed. It decides nothing, so it is no metric of the model."""
+    curve: list[dict[str, Any]]
+    """Every logged step, those of the stage's earlier runs first."""
 
 
-@dataclass(frozen=True)
-class Distillation:
-    """The teacher's part in the objective."""
+class Objective(nn.Module):
+    """What a batch is worth: cross-entropy with its labels.
 
-    cache: LogitCache
-    temperature: float
-    alpha: float
+    `tasks.training.distillation` has the teacher's. It may need more of a row than its pieces
+    (`row`), more of a batch (`collate`), and parameters of its own, which are trained along
+    with the model and then forgotten.
+    """
+
+    def row(self, index: int) -> dict[str, Any]:
+        """What a training row carries besides ``input_ids`` and ``labels``."""
+        return {}
+
+    def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """What a batch has besides ``input_ids``, ``attention_mask`` and ``labels``."""
+        return {}
+
+    def forward(
+        self, model: nn.Module, batch: dict[str, torch.Tensor], progress: float
+    ) -> tuple[torch.Tensor, Any]:
+        """The loss and the model's output; `progress` is the share of the steps done."""
+        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        return nn.functional.cross_entropy(output.logits.float(), batch["labels"]), output
 
 
 class Rows(Dataset[dict[str, Any]]):
-    """Encoded texts with their label and, when distilling, their row in the logit cache."""
+    """Encoded texts with their label and what the objective adds."""
 
-    def __init__(self, ids: Sequence[list[int]], split: Split, cache: LogitCache | None) -> None:
-        self._ids, self._labels = ids, split.labels
-        self._rows = None if cache is None else cache.find(split.texts)
+    def __init__(
+        self, ids: Sequence[Sequence[int]], labels: np.ndarray, objective: Objective
+    ) -> None:
+        self._ids, self._labels, self._objective = ids, labels, objective
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = {"input_ids": self._ids[index], "labels": int(self._labels[index])}
-        return row if self._rows is None else {**row, "teacher_row": int(self._rows[index])}
+        return {**row, **self._objective.row(index)}
 
 
 class Collator:
-    """Pads a batch and brings the teacher's logits for it."""
+    """Pads a batch and brings what the objective needs for it."""
 
-    def __init__(self, pad_id: int, cache: LogitCache | None) -> None:
-        self._pad_id, self._cache = pad_id, cache
+    def __init__(self, pad_id: int, objective: Objective) -> None:
+        self._pad_id, self._objective = pad_id, objective
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         ids, mask = pad([row["input_ids"] for row in rows], self._pad_id)
         labels = torch.tensor([row["labels"] for row in rows])
         batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
-        if self._cache is not None and "teacher_row" in rows[0]:
-            where = np.array([row["teacher_row"] for row in rows])
-            batch["teacher_logits"] = torch.from_numpy(self._cache.rows(where))
-        return batch
+        return {**batch, **self._objective.collate(rows)}
 
 
-class StudentTrainer(Trainer):
-    """`Trainer` with the distillation objective; without a teacher it is plain cross-entropy."""
+class ObjectiveTrainer(Trainer):
+    """`Trainer` with an objective; validation is always plain cross-entropy."""
 
-    def __init__(self, *args: Any, distillation: Distillation | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, objective: Objective, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._distillation = distillation
+        self._objective, self._plain = objective, Objective()
 
     def compute_loss(
         self,
@@ -99,31 +112,31 @@ class StudentTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        teacher_logits = inputs.pop("teacher_logits", None)
-        labels = inputs["labels"]
-        outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
-        if teacher_logits is None or self._distillation is None:
-            loss = nn.functional.cross_entropy(outputs.logits.float(), labels)
-        else:
-            loss = distillation_loss(
-                outputs.logits, teacher_logits, labels,
-                temperature=self._distillation.temperature, alpha=self._distillation.alpha,
-            )  # fmt: skip
+        objective = self._objective if model.training else self._plain
+        progress = self.state.global_step / max(self.state.max_steps, 1)
+        loss, outputs = objective(model, inputs, progress)
         return (loss, outputs) if return_outputs else loss
 
 
 class Progress(TrainerCallback):
     """Says where training stands, and keeps the curve in ``metrics/<stage>.history.jsonl``."""
 
-    def __init__(self, stage: str) -> None:
-        self._stage = stage
+    def __init__(self, stage: str, part: str, before: Sequence[Mapping[str, Any]]) -> None:
+        self._stage, self._part = stage, part
+        self._before = [dict(row) for row in before]
+        self.curve = self._before
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        write_history(self._stage, [_curve_point(row) for row in state.log_history])
+        first = self._before[-1]["step"] if self._before else 0
+        points = [_curve_point(row) for row in state.log_history]
+        self.curve = [*self._before, *({**row, "step": row["step"] + first} for row in points)]
+        write_history(self._stage, self.curve)
         last = state.log_history[-1]
         if "eval_accuracy" in last:
+            part = f" {self._part}" if self._part else ""
             say(
-                f"{self._stage}: epoch {last['epoch']:.0f}/{math.ceil(args.num_train_epochs)}  "
+                f"{self._stage}{part}: epoch {last['epoch']:.0f}/"
+                f"{math.ceil(args.num_train_epochs)}  "
                 f"validation accuracy {last['eval_accuracy']:.4f}  loss {last['eval_loss']:.4f}"
             )
 
@@ -138,40 +151,70 @@ def train(
     training: schema.Training,
     hardware: schema.Hardware,
     seed: int,
-    distillation: Distillation | None = None,
+    objective: Objective | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    part: str = "",
+    curve: Sequence[Mapping[str, Any]] = (),
 ) -> Trained:
     """Train in place, with a look at validation after each epoch.
 
     Goes on from the last checkpoint of a run that was cut off, if params, dependencies and
-    code are the same; deletes the checkpoints when done.
+    code are the same. Checkpoints stay until the stage calls `discard_checkpoints`, so that
+    one of several runs passes over what is done.
+
+    Args:
+        callbacks: of `transformers`, told of every step.
+        part: names one of several runs within a stage.
+        curve: of the runs before this one in the stage; this one's goes on from there.
 
     Raises:
         UnavailableError: a GPU is asked for where there is none.
     """
     require_device(hardware)
-    cache = None if distillation is None else distillation.cache
-    scratch = home() / "scratch" / stage / scratch_key(stage)
+    if training.epochs == 0:
+        write_history(stage, curve)
+        return Trained(0, 0, [dict(row) for row in curve])
+    objective = Objective() if objective is None else objective
+    room = scratch(stage) / (part or "run")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     transformers.utils.logging.disable_progress_bar()
-    trainer = StudentTrainer(
+    if learned := any(True for _ in objective.parameters()):
+        model.add_module("objective", objective)  # so that it is optimised and resumed, too
+    progress = Progress(stage, part, curve)
+    trainer = ObjectiveTrainer(
         model=model,
-        args=_arguments(training, hardware, seed, scratch, len(train_split.texts)),
-        train_dataset=Rows(encode(tokenizer, train_split.texts), train_split, cache),
-        eval_dataset=Rows(encode(tokenizer, validation_split.texts), validation_split, None),
-        data_collator=Collator(model.config.pad_token_id, cache),  # type: ignore[union-attr,arg-type]
+        args=_arguments(training, hardware, seed, room, len(train_split.texts)),
+        train_dataset=Rows(encode(tokenizer, train_split.texts), train_split.labels, objective),
+        eval_dataset=Rows(
+            encode(tokenizer, validation_split.texts), validation_split.labels, Objective()
+        ),
+        data_collator=Collator(model.config.pad_token_id, objective),  # type: ignore[union-attr,arg-type]
         compute_metrics=_accuracy,
-        callbacks=[Progress(stage)],
-        distillation=distillation,
+        callbacks=[progress, *callbacks],
+        objective=objective,
     )
+    if training.patience:
+        trainer.add_callback(EarlyStoppingCallback(training.patience))
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.remove_callback(transformers.ProgressCallback)
-    checkpoint = get_last_checkpoint(str(scratch)) if scratch.exists() else None
+    checkpoint = get_last_checkpoint(str(room)) if room.exists() else None
     start = 0 if checkpoint is None else int(checkpoint.rsplit("-", 1)[1])
     if start:
         say(f"{stage}: resuming from step {start}")
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    shutil.rmtree(scratch.parent, ignore_errors=True)
-    return Trained(int(result.global_step), start)
+    if learned:
+        del model.objective
+    return Trained(int(result.global_step), start, progress.curve)
+
+
+def scratch(stage: str) -> Path:
+    """Where a stage keeps what a run that was cut off goes on from."""
+    return home() / "scratch" / stage / scratch_key(stage)
+
+
+def discard_checkpoints(stage: str) -> None:
+    """Forget where a stage could be resumed from."""
+    shutil.rmtree(home() / "scratch" / stage, ignore_errors=True)
 
 
 def require_device(hardware: schema.Hardware) -> None:
@@ -184,11 +227,11 @@ def require_device(hardware: schema.Hardware) -> None:
 
 
 def _arguments(
-    training: schema.Training, hardware: schema.Hardware, seed: int, scratch: Path, rows: int
+    training: schema.Training, hardware: schema.Hardware, seed: int, room: Path, rows: int
 ) -> TrainingArguments:
     steps = math.ceil(rows / training.batch_size) * training.epochs
     return TrainingArguments(
-        output_dir=str(scratch),
+        output_dir=str(room),
         num_train_epochs=training.epochs,
         per_device_train_batch_size=training.batch_size,
         per_device_eval_batch_size=128,
@@ -207,6 +250,8 @@ def _arguments(
         logging_steps=20,
         save_strategy="epoch",
         save_total_limit=1,
+        load_best_model_at_end=training.patience > 0,
+        metric_for_best_model="accuracy",
         dataloader_pin_memory=False,
         seed=seed,
         data_seed=seed,
