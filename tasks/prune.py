@@ -1,4 +1,4 @@
-"""Remove what contributes least: attention heads and feed-forward neurons.
+"""Remove what contributes least: layers, channels, heads, neurons, single weights.
 
 python -m tasks.prune                # this stage alone, with params.yaml
 dvc repro prune                      # with everything it depends on
@@ -6,7 +6,12 @@ dvc repro prune                      # with everything it depends on
 
 from __future__ import annotations
 
-from tasks.evaluation.quality import quality
+from collections.abc import Sequence
+
+from torch import nn
+from transformers import TrainerCallback
+
+from tasks.evaluation.outcome import outcome
 from tasks.modeling.checkpoint import (
     checkpoint_bytes,
     copy_checkpoint,
@@ -14,57 +19,124 @@ from tasks.modeling.checkpoint import (
     parameters,
     save_checkpoint,
 )
-from tasks.modeling.surgery import shapes_of
-from tasks.params import Params
-from tasks.paths import DISTILLED, PRUNED, TRAIN, VALIDATION
-from tasks.problems.classification import (
-    batches,
-    encode,
-    logits_of,
-    read_split,
-    read_tokenizer,
-)
+from tasks.modeling.surgery import factorise_embeddings, keep_layers, shapes_of
+from tasks.paths import DISTILLED, METRICS, PRUNED, TEACHER, TEACHER_LOGITS, TRAIN, VALIDATION
+from tasks.problems.classification import read_split, read_tokenizer
+from tasks.pruning.budget import Goal, target_counts
+from tasks.pruning.calibration import Calibration
+from tasks.pruning.depth import block_influence, plan_depth
 from tasks.pruning.importance import importance
-from tasks.pruning.width import apply, plan_width
-from tasks.release.gate import stage_limit
-from tasks.stage import Metrics, read_metrics, run, say
+from tasks.pruning.look import look, point
+from tasks.pruning.sparsify import sparsify
+from tasks.pruning.watch import heat_map
+from tasks.pruning.width import WidthPlan, apply, plan_counts, plan_width, share_left, unit_counts
+from tasks.schema import Params
+from tasks.stage import Metrics, run, say, write_history
+from tasks.training.distillation import NOTHING, distil
+from tasks.training.trainer import Trained, discard_checkpoints, require_device
+
+HEAT_MAP = METRICS / "prune.png"
 
 
 def main(params: Params) -> Metrics:
-    config = params.prune
+    config, limit, seed = params.prune, params.data.max_length, params.seed + params.student_seed
+    student = load_checkpoint(DISTILLED, dropout=config.training.dropout)
+    full = shapes_of(student)
     if not config.enabled:
         copy_checkpoint(DISTILLED, PRUNED)
+        write_history("prune", [])
+        heat_map([], full, HEAT_MAP)
         return {"enabled": False, "file_bytes": checkpoint_bytes(PRUNED)}
-    student = load_checkpoint(DISTILLED)
-    tokenizer = read_tokenizer(DISTILLED, params.data.max_length)
-    calibration = encode(tokenizer, read_split(TRAIN).texts)[: config.calibration_samples]
-    scores = importance(
-        student,
-        ((ids, mask) for _, ids, mask in batches(calibration, student.config.pad_token_id)),
-        method=config.importance,
-        seed=params.seed,
-    )
-    plan = plan_width(
-        scores, heads_keep=config.heads_keep, ffn_keep=config.ffn_keep, scope=config.scope
-    )
-    before = parameters(student)
-    pruned = apply(plan, student)
-    kept = [{"heads": len(shape.heads), "ffn": shape.ffn} for shape in shapes_of(pruned)]
-    say(f"prune: kept {kept}; {before / 1e6:.2f} → {parameters(pruned) / 1e6:.2f} M parameters")
-    step = {"stage": "prune", "importance": config.importance, "scope": config.scope, "kept": kept}
-    save_checkpoint(pruned, PRUNED, parent=DISTILLED, step=step)
+    require_device(params.hardware)
+    tokenizer, validation = read_tokenizer(DISTILLED, limit), read_split(VALIDATION)
+    calibration = Calibration(student, tokenizer, read_split(TRAIN), config.calibration_samples)
+    before, trained = parameters(student), NOTHING
 
-    validation = read_split(VALIDATION)
-    measured = quality(logits_of(pruned, tokenizer, validation.texts), validation.labels)
-    teacher = read_metrics("baseline")["validation"]
-    stage_limit("prune", teacher, measured, params.gate.stage_drop.prune)
+    layers = list(range(len(full)))
+    for _ in range(config.drop_layers):
+        stay = plan_depth(block_influence(student, calibration.batches()), 1)
+        keep_layers(student, stay)
+        layers = [layers[index] for index in stay]
+    if config.embedding_rank:
+        factorise_embeddings(student, config.embedding_rank)
+
+    plans: list[WidthPlan] = []
+    seen: list[Metrics] = []
+    goal = Goal()
+    for number in range(1, config.rounds + 1):
+        scores = importance(student, calibration.batches(), method=config.importance, seed=seed)
+        if number == 1:
+            original = unit_counts(scores)
+            goal = target_counts(student, scores, tokenizer, validation, DISTILLED, params)
+        share = [share_left(keep, number, config.rounds)
+                 for keep in (config.heads_keep, config.ffn_keep, config.hidden_keep)]  # fmt: skip
+        if goal.counts is not None:
+            plan = plan_counts(scores, original, goal.counts, number, config.rounds)
+        else:
+            plan = plan_width(
+                scores, heads_keep=share[0], ffn_keep=share[1], hidden_keep=share[2],
+                scope=config.scope, original=original,
+            )  # fmt: skip
+        apply(plan, student)
+        plans.append(plan)
+        shapes = dict(zip(layers, shapes_of(student), strict=True))
+        seen.append(look(student, tokenizer, validation, [shapes.get(i) for i in range(len(full))],
+                         number=number, seed=seed))  # fmt: skip
+        trained = Trained(trained.steps, 0, [*trained.curve, point(seen[-1], trained.curve)])
+        write_history("prune", trained.curve)
+        heat_map([s["shapes"] for s in seen], full, HEAT_MAP)
+        say(
+            f"prune: round {number}: {parameters(student) / 1e6:.2f} M parameters, "
+            f"accuracy {seen[-1]['accuracy']:.4f}, sharpness {seen[-1]['sharpness']:.3f}"
+        )
+        if number < config.rounds:
+            trained = recover(student, params, f"round {number}", trained)
+
+    def train(model: nn.Module, callbacks: Sequence[TrainerCallback], part: str) -> None:
+        nonlocal trained
+        trained = recover(model, params, part, trained, callbacks)
+
+    sparse = sparsify(
+        student, config.sparsity, calibration, train=train, dense=DISTILLED, layers=layers,
+        rank=config.embedding_rank, plans=plans,
+    )  # fmt: skip
+    kept = [{"heads": len(shape.heads), "ffn": shape.ffn} for shape in shapes_of(student)]
+    say(f"prune: kept {kept}; {before / 1e6:.2f} → {parameters(student) / 1e6:.2f} M parameters")
+    step = {"stage": "prune", "importance": config.importance, "scope": config.scope,
+            "layers": layers, "kept": kept, "sparsity": sparse.share}  # fmt: skip
+    save_checkpoint(student, PRUNED, parent=DISTILLED, step=step)
+    discard_checkpoints("prune")
     return {
-        "enabled": True,
         "kept": kept,
-        "parameters": parameters(pruned),
-        "file_bytes": checkpoint_bytes(PRUNED),
-        "validation": measured,
-    }
+        "layers": layers,
+        "rounds": [{k: v for k, v in one.items() if k != "shapes"} for one in seen],
+        **goal.report,
+        "sparsity": {"share": sparse.share, "matrices": sparse.matrices},
+        **outcome("prune", student, read_tokenizer(DISTILLED, limit), PRUNED,
+                  max_drop=params.gate.stage_drop.prune),
+    }  # fmt: skip
+
+
+def recover(
+    student: nn.Module, params: Params, part: str, before: Trained,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Trained:  # fmt: skip
+    """Train between two cuts, towards the same teacher as `finetune` does."""
+    return distil(
+        student,
+        params.finetune,
+        params.prune.training,
+        stage="prune",
+        tokenizer=read_tokenizer(DISTILLED, params.data.max_length),
+        teacher=TEACHER,
+        logits=TEACHER_LOGITS,
+        hardware=params.hardware,
+        max_length=params.data.max_length,
+        seed=params.seed + params.student_seed,
+        callbacks=callbacks,
+        part=part,
+        before=before,
+    )
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ class Tracker:
         params = flatten(stage_params(self._root, stage))
         self._write(child, metrics={**numbers, **prefixed("runtime", runtime)}, params=params)
         self._log_data(child)
-        for name in (f"{stage}.json", f"{stage}.runtime.json"):
+        for name in (f"{stage}.json", f"{stage}.runtime.json", f"{stage}.png"):
             if (folder / name).exists():
                 self._client.log_artifact(child, str(folder / name))
         self._client.set_tag(child, "outputs_sha256", outputs)

@@ -1,80 +1,62 @@
-"""Saliency and the plan made of it."""
+"""The plan made of saliency: what stays, how many, and over several rounds."""
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
-from tasks.modeling.architecture import architecture_of, layers_of, linear
 from tasks.modeling.checkpoint import clone
-from tasks.pruning.importance import LayerScores, activation_rms, importance
-from tasks.pruning.width import plan_width
-from tests.unit.test_surgery import FFN, HEADS, HIDDEN, LAYERS, texts, tiny
+from tasks.modeling.surgery import hidden_size, shapes_of
+from tasks.pruning.importance import LayerScores, ModelScores, importance
+from tasks.pruning.width import (
+    CHANNEL_BLOCK,
+    WidthPlan,
+    apply,
+    plan_counts,
+    plan_width,
+    share_left,
+    shares_of_round,
+    unit_counts,
+)
+from tests.tiny_models import CLASSES, FFN, HEADS, HIDDEN, KINDS, LAYERS, PIECES, tiny
 
 
-@pytest.fixture(scope="module")
-def model() -> torch.nn.Module:
-    return tiny("bert")
+@pytest.fixture(scope="module", params=KINDS)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return tiny(request.param)
 
 
-def test_activation_is_the_rms_over_real_tokens(model: torch.nn.Module) -> None:
-    ids, mask = texts(model)
-    seen: list[torch.Tensor] = []
-    down = linear(layers_of(model)[1], architecture_of(model).ffn_out)
-    handle = down.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
-    batches = [(ids[:2], mask[:2]), (ids[2:], mask[2:])]
-    rms = activation_rms(model, batches)
-    handle.remove()
-    real = torch.cat([x[m.bool()] for x, (_, m) in zip(seen, batches, strict=True)])
-    torch.testing.assert_close(rms[1][1], real.square().mean(0).sqrt())
+def answer(model: nn.Module) -> torch.Tensor:
+    ids = torch.randint(5, PIECES, (3, 9), generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
 
 
-def test_a_unit_that_adds_nothing_scores_nothing(model: torch.nn.Module) -> None:
-    dead = clone(model)
-    arch, layer = architecture_of(dead), layers_of(dead)[2]
-    linear(layer, arch.ffn_out).weight.data[:, 5] = 0
-    size = HIDDEN // HEADS
-    linear(layer, arch.attention_output).weight.data[:, 2 * size : 3 * size] = 0
-    for method in ("activation", "magnitude"):
-        scores = importance(dead, [texts(dead)], method=method, seed=0)[2]
-        assert scores.neurons[5] == 0
-        assert scores.heads[2] == 0
-        assert (scores.neurons > 0).sum() == FFN - 1
-        assert (scores.heads > 0).sum() == HEADS - 1
-
-
-def test_magnitude_by_hand(model: torch.nn.Module) -> None:
-    scores = importance(model, [], method="magnitude", seed=0)
-    weight = linear(layers_of(model)[0], architecture_of(model).attention_output).weight
-    size = HIDDEN // HEADS
-    torch.testing.assert_close(scores[0].heads[1], weight[:, size : 2 * size].norm())
-
-
-def test_random_is_a_function_of_the_seed(model: torch.nn.Module) -> None:
-    one, same, other = (importance(model, [], method="random", seed=s) for s in (3, 3, 4))
-    assert torch.equal(one[1].neurons, same[1].neurons)
-    assert not torch.equal(one[1].neurons, other[1].neurons)
-
-
-def scores(*neurons: list[float]) -> list[LayerScores]:
-    return [LayerScores(torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.tensor(n)) for n in neurons]
+def scores(*neurons: list[float], channels: int = 16) -> ModelScores:
+    heads = torch.tensor([3.0, 1.0, 2.0, 0.0])
+    layers = [LayerScores(heads, torch.tensor(values)) for values in neurons]
+    return ModelScores(layers, torch.arange(channels).float())
 
 
 def test_the_best_stay() -> None:
     plan = plan_width(scores([1.0, 4.0, 2.0, 3.0]), heads_keep=0.5, ffn_keep=0.5,
-                      scope="layer", multiple=1)  # fmt: skip
-    assert plan[0].heads == (0, 2)
-    assert plan[0].neurons == (1, 3)
+                      hidden_keep=0.5, scope="layer", multiple=1)  # fmt: skip
+    assert plan.layers[0].heads == (0, 2)
+    assert plan.layers[0].neurons == (1, 3)
+    assert plan.channels == tuple(range(8, 16))
 
 
 def test_layers_compete_only_globally() -> None:
     uneven = scores([10.0, 9.0, 8.0, 7.0], [1.0, 2.0, 3.0, 4.0])
     even = plan_width(uneven, heads_keep=1, ffn_keep=0.5, scope="layer", multiple=1)
     free = plan_width(uneven, heads_keep=1, ffn_keep=0.5, scope="global", multiple=1)
-    assert [len(layer.neurons) for layer in even] == [2, 2]
-    assert [len(layer.neurons) for layer in free] == [4, 1]  # and no layer is left empty
+    assert [len(layer.neurons) for layer in even.layers] == [2, 2]
+    assert [len(layer.neurons) for layer in free.layers] == [4, 1]  # and no layer is left empty
 
 
 @given(
@@ -88,9 +70,11 @@ def test_layers_compete_only_globally() -> None:
 def test_any_plan_is_sound(
     values: list[torch.Tensor], heads_keep: float, ffn_keep: float, scope: str, multiple: int
 ) -> None:
-    plan = plan_width([LayerScores(v, v) for v in values], heads_keep=heads_keep,
-                      ffn_keep=ffn_keep, scope=scope, multiple=multiple)  # fmt: skip
-    for layer, value in zip(plan, values, strict=True):
+    given_scores = ModelScores([LayerScores(v, v) for v in values], torch.rand(16))
+    plan = plan_width(given_scores, heads_keep=heads_keep, ffn_keep=ffn_keep, scope=scope,
+                      multiple=multiple)  # fmt: skip
+    assert plan.channels is None
+    for layer, value in zip(plan.layers, values, strict=True):
         assert 1 <= len(layer.heads) <= 8
         assert multiple <= len(layer.neurons) <= 8
         assert len(layer.neurons) % multiple == 0
@@ -98,3 +82,140 @@ def test_any_plan_is_sound(
             assert list(kept) == sorted(set(kept))
             gone = set(range(8)) - set(kept)
             assert not gone or min(value[list(kept)]) >= max(value[list(gone)])
+
+
+@pytest.mark.parametrize(
+    ("channels", "share", "kept"),
+    [(384, 0.5, 192), (384, 0.33, 128), (384, 0.49, 192), (384, 0.001, 8), (12, 0.9, 8),
+     (6, 0.5, 6), (384, 0.999, 384)],
+)  # fmt: skip
+def test_channels_are_rounded_to_blocks(channels: int, share: float, kept: int) -> None:
+    plan = plan_width(scores([1.0], channels=channels), heads_keep=1, ffn_keep=1,
+                      hidden_keep=share, scope="layer")  # fmt: skip
+    assert plan.channels == tuple(range(channels - kept, channels))
+
+
+def test_a_plan_is_applied_to_uneven_layers(model: nn.Module) -> None:
+    first = plan_width(importance(model, [], method="magnitude", seed=0), heads_keep=0.5,
+                       ffn_keep=0.4, scope="global", multiple=1)  # fmt: skip
+    cut = apply(first, clone(model))
+    kept = [(len(shape.heads), shape.ffn) for shape in shapes_of(cut)]
+    assert kept == [(len(layer.heads), len(layer.neurons)) for layer in first.layers]
+    assert len(set(kept)) > 1
+    second = plan_width(importance(cut, [], method="magnitude", seed=0), heads_keep=0.7,
+                        ffn_keep=0.7, hidden_keep=0.5, scope="global", multiple=1)  # fmt: skip
+    apply(second, cut)
+    assert hidden_size(cut) == HIDDEN // 2
+    kept = [(len(shape.heads), shape.ffn) for shape in shapes_of(cut)]
+    assert kept == [(len(layer.heads), len(layer.neurons)) for layer in second.layers]
+    assert torch.isfinite(answer(cut)).all()
+
+
+def test_a_plan_that_keeps_all_changes_nothing(model: nn.Module) -> None:
+    found = importance(model, [], method="random", seed=0)
+    plan = plan_width(found, heads_keep=1, ffn_keep=1, hidden_keep=1, scope="layer")
+    expected = answer(model)
+    assert plan.channels is None
+    torch.testing.assert_close(answer(apply(plan, clone(model))), expected, atol=0, rtol=0)
+    everything = WidthPlan(plan.layers, tuple(range(HIDDEN)))
+    torch.testing.assert_close(answer(apply(everything, clone(model))), expected, atol=0, rtol=0)
+    assert expected.shape == (3, CLASSES)
+
+
+# rounds
+
+
+@given(st.floats(0.01, 1), st.integers(1, 50))
+def test_shares_are_geometric_and_end_at_the_target(keep: float, rounds: int) -> None:
+    left = [share_left(keep, round, rounds) for round in range(rounds + 1)]
+    assert left[0] == 1
+    assert left[-1] == keep
+    assert left == sorted(left, reverse=True)
+    product = 1.0
+    for round in range(1, rounds + 1):
+        share = shares_of_round(keep, round, rounds)
+        assert share == pytest.approx(keep ** (1 / rounds))
+        product *= share
+    assert product == pytest.approx(keep)
+
+
+@given(
+    st.integers(1, 16), st.integers(1, 300), st.integers(1, 100),
+    st.floats(0.05, 1), st.floats(0.05, 1), st.floats(0.05, 1),
+    st.integers(1, 6), st.integers(0, 99),
+)  # fmt: skip
+def test_rounds_end_at_the_counts_of_a_single_shot(
+    heads: int, neurons: int, channels: int, heads_keep: float, ffn_keep: float,
+    hidden_keep: float, rounds: int, seed: int,
+) -> None:  # fmt: skip
+    torch.manual_seed(seed)
+
+    def drawn(heads: int, neurons: int, channels: int) -> ModelScores:
+        return ModelScores([LayerScores(torch.rand(heads), torch.rand(neurons))] * 2,
+                           torch.rand(channels))  # fmt: skip
+
+    def sizes(plan: WidthPlan, before: int) -> tuple[int, int, int]:
+        [layer, _] = plan.layers
+        kept = before if plan.channels is None else len(plan.channels)
+        return len(layer.heads), len(layer.neurons), kept
+
+    whole = drawn(heads, neurons, channels)
+    once = plan_width(whole, heads_keep=heads_keep, ffn_keep=ffn_keep, hidden_keep=hidden_keep,
+                      scope="layer")  # fmt: skip
+    present = [(heads, neurons, channels)]
+    for round in range(1, rounds + 1):
+        plan = plan_width(
+            drawn(*present[-1]),
+            heads_keep=share_left(heads_keep, round, rounds),
+            ffn_keep=share_left(ffn_keep, round, rounds),
+            hidden_keep=share_left(hidden_keep, round, rounds),
+            scope="layer",
+            original=unit_counts(whole),
+        )
+        present.append(sizes(plan, present[-1][2]))
+    assert present[-1] == sizes(once, channels)
+    for before, after in pairwise(present):
+        assert all(a <= b for a, b in zip(after, before, strict=True))
+
+
+def test_global_rounds_rank_the_original_number_of_units() -> None:
+    whole = scores(list(range(8)), list(range(8, 16)))
+    original = unit_counts(whole)
+    plan = plan_width(whole, heads_keep=1, ffn_keep=0.75, scope="global", multiple=1)
+    assert [len(layer.neurons) for layer in plan.layers] == [4, 8]
+    left = scores(*[[float(n) for n in layer.neurons] for layer in plan.layers])
+    half = plan_width(left, heads_keep=1, ffn_keep=0.5, scope="global", multiple=1,
+                      original=original)  # fmt: skip
+    assert sum(len(layer.neurons) for layer in half.layers) == 8
+    all_of_it = plan_width(left, heads_keep=1, ffn_keep=1, scope="global", multiple=1,
+                           original=original)  # fmt: skip
+    assert [len(layer.neurons) for layer in all_of_it.layers] == [4, 8]
+
+
+def test_rounds_on_a_model(model: nn.Module) -> None:
+    cut = clone(model)
+    original = unit_counts(importance(cut, [], method="magnitude", seed=0))
+    assert original.heads == (HEADS,) * LAYERS
+    assert original.neurons == (FFN,) * LAYERS
+    for round in (1, 2, 3):
+        found = importance(cut, [], method="magnitude", seed=0)
+        keep = share_left(0.25, round, 3)
+        apply(plan_width(found, heads_keep=keep, ffn_keep=keep, hidden_keep=keep, scope="layer",
+                         multiple=2, original=original), cut)  # fmt: skip
+    assert [(len(shape.heads), shape.ffn) for shape in shapes_of(cut)] == [(1, 6)] * LAYERS
+    assert hidden_size(cut) == CHANNEL_BLOCK
+    assert torch.isfinite(answer(cut)).all()
+
+
+def test_counts_on_the_way_to_a_goal() -> None:
+    """Of 4 heads and 16 neurons to 1 and 4: after one of two rounds half of each."""
+    made = ModelScores(
+        [LayerScores(torch.tensor([3.0, 1.0, 2.0, 0.0]), torch.arange(16.0))], torch.ones(8)
+    )
+    original = unit_counts(made)
+    first = plan_counts(made, original, [(1, 4)], 1, 2)
+    assert first.layers[0].heads == (0, 2)
+    assert first.layers[0].neurons == tuple(range(8, 16))
+    last = plan_counts(made, original, [(1, 4)], 2, 2)
+    assert (last.layers[0].heads, last.layers[0].neurons) == ((0,), (12, 13, 14, 15))
+    assert last.channels is None

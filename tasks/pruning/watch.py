@@ -1,0 +1,164 @@
+"""What is looked at in each round, before a cut is baked in: how sharp the loss is, what is left.
+
+`sharpness` follows Li et al. (2018, "Visualizing the loss landscape of neural nets", section 4)
+in how a random direction is scaled, and Jiang et al. (2020, "Fantastic generalization measures
+and where to find them") in taking the rise of the loss under perturbations that are relative to
+the weights as the measure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tasks.modeling.surgery import LayerShape
+
+CHUNK = 1 << 20
+"""Weights that noise is drawn for at a time: what a direction takes beyond the saved weights."""
+INK, MUTED = "#1f2933", "#7b8794"
+DROPPED = "#e4e7eb"
+DARK_FROM = 0.6
+"""Share kept from which a cell is so dark that its number is white."""
+
+
+@torch.no_grad()
+def sharpness(
+    model: nn.Module,
+    loss: Callable[[nn.Module], float],
+    *,
+    radius: float,
+    samples: int,
+    seed: int,
+) -> float:
+    """Mean rise of the loss when every row of every matrix moves by a share of its own norm.
+
+    Each sample draws a Gaussian direction d and moves each row w (a filter in the paper: all
+    that leads into one output, or one row of an embedding table) to w + radius · d · ‖w‖ / ‖d‖.
+    Biases and norms stay. Rows of networks that compute the same at another scale move alike,
+    so models before and after a cut can be compared. Afterwards the weights are what they
+    were, bit for bit; beside them one copy of the matrices is held.
+
+    Args:
+        loss: of a model, e.g. on validation; called once for the model as it is and once a
+            sample.
+        radius: share of a row's norm; 0.01 … 0.1.
+
+    Returns:
+        The mean of loss(w + perturbation) − loss(w); below zero where w is no minimum.
+
+    Raises:
+        ValueError: fewer than one sample.
+    """
+    if samples < 1:
+        raise ValueError(f"found {samples} samples, expected at least 1")
+    base = loss(model)
+    matrices = [parameter.data for parameter in model.parameters() if parameter.dim() > 1]
+    saved = [matrix.clone() for matrix in matrices]
+    generator = torch.Generator().manual_seed(seed)
+    total = 0.0
+    try:
+        for _ in range(samples):
+            for matrix, original in zip(matrices, saved, strict=True):
+                matrix.copy_(original)
+                _perturb(matrix, radius, generator)
+            total += loss(model) - base
+    finally:
+        for matrix, original in zip(matrices, saved, strict=True):
+            matrix.copy_(original)
+    return total / samples
+
+
+def _perturb(matrix: torch.Tensor, radius: float, generator: torch.Generator) -> None:
+    """Move each row, in place, `CHUNK` weights at a time."""
+    rows = matrix.view(matrix.shape[0], -1)
+    for part in rows.split(max(CHUNK // rows.shape[1], 1)):
+        noise = torch.randn(part.shape, generator=generator).to(part.device, part.dtype)
+        lengths = noise.norm(dim=1, keepdim=True).clamp_min(torch.finfo(part.dtype).tiny)
+        part += noise * (radius * part.norm(dim=1, keepdim=True) / lengths)
+
+
+def heat_map(
+    rounds: Sequence[Sequence[LayerShape | None]], full: Sequence[LayerShape], path: Path
+) -> None:
+    """Draw what each layer has left after each round; the same shapes give the same bytes.
+
+    Two panels, heads and neurons; a row is a layer, a column a round, the first column the
+    model before any. Colour is the share of the first column, the number what is left.
+
+    Args:
+        rounds: shapes after each round, aligned with `full`; None for a layer that has gone.
+        full: shapes before the first.
+        path: the PNG to write.
+
+    Raises:
+        ValueError: a round has more or fewer layers than `full`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns: list[Sequence[LayerShape | None]] = [full, *rounds]
+    if any(len(column) != len(full) for column in columns):
+        raise ValueError(f"expected {len(full)} layers in each round, None for one that has gone")
+    size = (1.9 + 2 * 0.62 * max(len(columns), 3), 1.5 + 0.34 * max(len(full), 4))
+    figure = Figure(figsize=size, dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2, sharey=True)
+    for panel, title, count in zip(
+        axes, ("attention heads", "feed-forward neurons"), (_heads, _neurons), strict=True
+    ):
+        left = [[None if shape is None else count(shape) for shape in c] for c in columns]
+        image = _panel(panel, left, title)
+    axes[0].set_ylabel("layer", color=INK)
+    bar = figure.colorbar(image, ax=axes, label="share kept", fraction=0.04, pad=0.02)
+    bar.outline.set_visible(False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # without the version in the file, the same figures give the same bytes
+    figure.savefig(path, format="png", metadata={"Software": None})
+
+
+def _heads(shape: LayerShape) -> int:
+    return len(shape.heads)
+
+
+def _neurons(shape: LayerShape) -> int:
+    return shape.ffn
+
+
+def _panel(axes: Any, columns: Sequence[Sequence[int | None]], title: str) -> Any:
+    """One kind of unit: a cell a layer and round, with its number; returns the image."""
+    import numpy as np
+
+    full = columns[0]
+    shares = np.ma.masked_all((len(full), len(columns)))
+    for row, column, count in _cells(columns):
+        if count is not None:
+            shares[row, column] = count / max(full[row] or 0, 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
+    axes.set_facecolor(DROPPED)
+    for row, column, count in _cells(columns):
+        dark = count is not None and float(shares[row, column]) >= DARK_FROM
+        axes.text(
+            column, row, "–" if count is None else str(count), ha="center", va="center",
+            fontsize=8, color="white" if dark else INK,
+        )  # fmt: skip
+    axes.set_title(title, fontsize=10, color=INK)
+    axes.set_xticks(range(len(columns)), ["start", *map(str, range(1, len(columns)))], fontsize=8)
+    axes.set_yticks(range(len(full)), [str(layer) for layer in range(len(full))], fontsize=8)
+    axes.set_xlabel("round", color=INK)
+    axes.tick_params(length=0, colors=MUTED)
+    axes.spines[:].set_visible(False)
+    axes.set_xticks([x - 0.5 for x in range(1, len(columns))], minor=True)
+    axes.set_yticks([y - 0.5 for y in range(1, len(full))], minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.2)
+    axes.tick_params(which="minor", length=0)
+    return image
+
+
+def _cells(columns: Sequence[Sequence[int | None]]) -> Iterator[tuple[int, int, int | None]]:
+    for column, counts in enumerate(columns):
+        for row, count in enumerate(counts):
+            yield row, column, count
