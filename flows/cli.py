@@ -100,6 +100,59 @@ def compress(
     raise typer.Exit(code)
 
 
+@app.command(epilog="Example: stillroom ablate --recipe smoke --technique int8 --dry-run")
+def ablate(
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME", help="infra/recipes/NAME.yaml over params.yaml.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One parameter; may be repeated."),
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Students of each variant; intervals need 2.")
+    ] = 1,
+    technique: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this one; may be repeated. none: none at all."),
+    ] = None,
+    split: Annotated[
+        str, typer.Option(metavar="NAME", help="Quality on validation or test; choose on the first")
+    ] = "validation",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would run, and run nothing.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="For the report; var/ablations/… by default."),
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(metavar="PAGE", help="Write the table into this Markdown page.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Switch one technique off at a time: what is each worth in accuracy, bytes and time?
+
+    Every variant runs the whole chain in a workspace of its own, so it opens test, too, and
+    MLflow counts that; stages that variants share are run once. The same command goes on where
+    it was cut off. Nothing is promoted; what passes is registered as ablation-MODEL.
+    """
+    from flows.ablate import run
+
+    code = run(
+        recipe=recipe,
+        overrides=list(overrides or ()),
+        seeds=seeds,
+        techniques=list(technique or ()),
+        split=split,
+        dry_run=dry_run,
+        as_json=as_json,
+        out=out,
+        write=write,
+    )
+    raise typer.Exit(code)
+
+
 @app.command(epilog="Example: stillroom promote --model banking77 --version 3")
 def promote(
     version: Annotated[

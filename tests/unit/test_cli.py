@@ -21,7 +21,7 @@ from tasks.release.history import Move
 from tasks.release.naming import check_name, model_name
 from tests.tiny_bundle import REPOSITORY, stillroom
 
-COMMANDS = ("compress", "promote", "rollback", "status", "predict", "report")
+COMMANDS = ("compress", "ablate", "promote", "rollback", "status", "predict", "report")
 MOVE = Move(
     model="tiny",
     kind="promote",
@@ -162,6 +162,50 @@ def test_compress_hands_over_and_returns_the_code(monkeypatch: pytest.MonkeyPatc
         "promote": True,
         "as_json": True,
     }
+
+
+def test_ablate_hands_over_and_returns_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import ablate
+
+    given: dict[str, Any] = {}
+
+    def run(**named: Any) -> int:
+        given.update(named)
+        return 0
+
+    monkeypatch.setattr(ablate, "run", run)
+    code = main(
+        monkeypatch, "ablate", "--recipe", "smoke", "--set", "seed=1", "--seeds", "3",
+        "--technique", "int8", "--technique", "ffn", "--split", "test", "--dry-run",
+        "--out", "there", "--write", "README.md", "--json",
+    )  # fmt: skip
+    assert code == 0
+    assert given == {
+        "recipe": "smoke",
+        "overrides": ["seed=1"],
+        "seeds": 3,
+        "techniques": ["int8", "ffn"],
+        "split": "test",
+        "dry_run": True,
+        "as_json": True,
+        "out": Path("there"),
+        "write": Path("README.md"),
+    }
+    given.clear()
+    assert main(monkeypatch, "ablate") == 0
+    assert (given["seeds"], given["techniques"], given["split"]) == (1, [], "validation")
+    assert (given["recipe"], given["out"], given["write"]) == (None, None, None)
+
+
+def test_an_unknown_technique_exits_2_and_names_the_known_ones(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(monkeypatch, "ablate", "--technique", "int4", "--json") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "found 'int4', expected one of" in err
+    assert "int8-embeddings" in err
+    assert main(monkeypatch, "ablate", "--seeds", "0") == 2
 
 
 def test_report_prints_the_summary(

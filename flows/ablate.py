@@ -1,0 +1,401 @@
+"""What each technique of a recipe is worth: the recipe again, one switched off at a time.
+
+    stillroom ablate --recipe smoke --dry-run
+    stillroom ablate --recipe headline --technique none --seeds 3
+
+Every run is a `stillroom compress` of its own, in a workspace of its own, one after
+another: DVC's run cache hands over the stages that two of them share, and a run that was
+cut off goes on where it stopped. Nothing is promoted, and what passes its gate is
+registered under another name (``ablation-…``): the recipe's own model keeps its registry
+to itself. A refusal by the gate is a result like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from flows import dvc
+from flows.ablation_plan import FULL, Asked, Job, Plan, dry, plan, remaining_s, seeds_of
+from flows.console import Progress
+from flows.workspace import Workspace, resolve
+from tasks import home
+from tasks.errors import (
+    GateRefused,
+    IntegrityError,
+    StillroomError,
+    UnavailableError,
+    UsageError,
+    from_dict,
+)
+from tasks.evaluation.ablation import (
+    Figures,
+    Report,
+    Run,
+    Variant,
+    ablation,
+    page_markdown,
+    table_markdown,
+)
+from tasks.evaluation.ablation_plot import plot_ablation
+from tasks.evaluation.readme import section, write_section
+from tasks.evaluation.techniques import check_names
+from tasks.files import write_json, write_text
+from tasks.params import fingerprint
+from tasks.tracking import read_json
+
+SPLITS = ("validation", "test")
+OVERHEAD_S = 20.0
+"""Of a run apart from the stages' own work, for the estimate of what remains."""
+GRACE_S = 60.0
+"""For a run to end its stages and close its record once it is told to stop."""
+KINDS = {2: "UsageError", 3: "GateRefused", 4: "IntegrityError", 5: "UnavailableError"}
+STAGE_LINE = re.compile(r"\[\d+/\d+\] \w+")
+"""Of all that a run says, what is shown here; the rest is in its log."""
+
+
+@dataclass
+class Results:
+    """What has been measured so far."""
+
+    asked: Asked
+    seeds: list[int]
+    folder: Path
+    full: list[Run] = field(default_factory=list)
+    without: dict[str, list[Run]] = field(default_factory=dict)
+    """By technique."""
+    planned: Plan | None = None
+    """The latest: every seed has the same techniques."""
+    work_s: dict[str, float] = field(default_factory=dict)
+    """What each stage of the full recipe took."""
+    failure: StillroomError | None = None
+    """Of the first variant that failed."""
+
+
+def place(recipe: str | None) -> str:
+    """The section of a page that a table goes to: each recipe's own."""
+    return f"ablation-{recipe}" if recipe else "ablation"
+
+
+def run(
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    seeds: int = 1,
+    techniques: Sequence[str] = (),
+    split: str = "validation",
+    dry_run: bool = False,
+    as_json: bool = False,
+    out: Path | None = None,
+    write: Path | None = None,
+) -> int:
+    """What ``stillroom ablate`` does.
+
+    Raises:
+        UsageError: an unknown technique or split, wrong params, or a page without markers.
+        GateRefused: a stage limit stopped the full recipe, with every seed.
+        StillroomError: as a run raised it. A variant that fails does not keep the others from
+            being measured, unless what failed is the disk, the network, a server or a hash.
+    """
+    if split not in SPLITS:
+        raise UsageError(
+            f"--split: found {split!r}, expected {' or '.join(SPLITS)}",
+            next_command="stillroom ablate --split validation",
+        )
+    recipe_run = resolve(recipe, overrides)
+    check_names(techniques, recipe_run.params)
+    asked = Asked(recipe, tuple(overrides), seeds, tuple(techniques), split)
+    if dry_run:
+        tell_plan(dry(asked, recipe_run), as_json=as_json)
+        return 0
+    if write is not None:
+        section(write, place(recipe))  # hours before it is needed
+    progress = Progress(to_stderr=as_json)
+    folder = (out or default_out(asked, recipe_run)).expanduser().resolve()
+    results = Results(asked, seeds_of(asked, recipe_run), folder)
+    with _terminable():
+        execute(results, recipe_run, progress)
+    report = save(results, complete=True)
+    if write is not None:
+        write_section(write, place(recipe), table_markdown(report))
+    progress.note(f"\n{folder}/ablation.md")
+    print(json.dumps(report, ensure_ascii=False) if as_json else table_markdown(report), flush=True)
+    if results.failure is not None:
+        raise results.failure
+    return 0
+
+
+def default_out(asked: Asked, recipe_run: Workspace) -> Path:
+    """``var/ablations/<recipe>-<hash>``: the same question has the same folder."""
+    question = [fingerprint(recipe_run.params), asked.seeds, sorted(asked.wanted), asked.split]
+    mark = hashlib.sha256(json.dumps(question).encode()).hexdigest()[:8]
+    return home.home() / "ablations" / f"{asked.recipe or 'params'}-{mark}"
+
+
+def tell_plan(found: dict[str, Any], *, as_json: bool) -> None:
+    """Print a dry run: JSON, or lines that a shell could run."""
+    if as_json:
+        print(json.dumps(found), flush=True)
+        return
+    for row in found["runs"]:
+        print(f"# {row['technique']}, seed {row['seed']}: from {row['from']} on\n{row['command']}")
+    for name, reason in found["left_out"].items():
+        print(f"# {name}: left out, {reason}")
+
+
+def execute(results: Results, recipe_run: Workspace, progress: Progress) -> None:
+    """Run seed after seed, and write the report anew after each run.
+
+    Raises:
+        StillroomError: what leaves nothing to compare, or would meet every other run, too.
+    """
+    asked, seeds = results.asked, results.seeds
+    for position, seed in enumerate(seeds):
+        planned = results.planned = plan(asked, recipe_run, seed)
+        say_begin(results, planned.full, progress, estimate(results, planned, position, 0))
+        full, error = attempt(planned.full, asked, results.folder, progress)
+        if error is not None:
+            raise error
+        results.full.append(full)
+        results.work_s = stage_seconds(planned.full.workspace.path)
+        planned = results.planned = plan(asked, recipe_run, seed)  # layers can be counted now
+        save(results, complete=False)
+        for done, job in enumerate(planned.variants if full.figures else (), start=1):
+            say_begin(results, job, progress, estimate(results, planned, position, done))
+            found, error = attempt(job, asked, results.folder, progress)
+            if isinstance(error, UnavailableError | IntegrityError):
+                raise error
+            results.failure = results.failure or error
+            results.without.setdefault(job.name, []).append(found)
+            save(results, complete=False)
+    if not any(one.figures for one in results.full):
+        raise GateRefused(
+            f"the full recipe has no figures to compare with: {results.full[0].note}",
+            next_command="stillroom ablate --set gate.stage_drop.finetune=100",
+        )
+
+
+def attempt(
+    job: Job, asked: Asked, folder: Path, progress: Progress
+) -> tuple[Run, StillroomError | None]:
+    """Bring one variant up to date in a process of its own, and read what it measured.
+
+    Returns:
+        The run, and its error where it failed in another way than at a limit.
+    """
+    said, code, outcome = child(job.command(asked.recipe), folder / "logs", job, progress)
+    name = job.workspace.name
+    if not outcome.get("verdict"):
+        error = error_of(code, said)
+        progress.line(error.message)
+        if isinstance(error, GateRefused):
+            return Run(job.seed, "stopped", note=error.message, workspace=name), None
+        message = f"{what(job)}, seed {job.seed}: {error.message}"
+        failed = type(error)(message, next_command=error.next_command)
+        return Run(job.seed, "failed", note=error.message, workspace=name), failed
+    figures = measured(job.workspace.path, asked.split)
+    progress.line(
+        f"{figures.primary} {100 * figures.quality:.2f} %, {figures.retained:.2%} retained, "
+        f"{figures.file_bytes:,} bytes, {figures.speed:.1f}× the teacher's speed"
+    )
+    if outcome["passed"]:
+        return Run(job.seed, "passed", figures, workspace=name), None
+    checks = [check["metric"] for check in outcome["verdict"]["checks"] if not check["passed"]]
+    note = f"by the gate, on test: {', '.join(checks)}"
+    return Run(job.seed, "refused", figures, note, name), None
+
+
+def child(
+    words: Sequence[str], logs: Path, job: Job, progress: Progress
+) -> tuple[list[str], int, dict[str, Any]]:
+    """Run ``stillroom …``; returns the last lines of its log, its exit code, its JSON.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted, or this process was; it has ended in any case.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    stem = logs / f"{job.name}-{job.seed}"
+    # -P: the folder that this runs in may hold another working tree
+    command = [sys.executable, "-P", "-m", "flows.cli", *words]
+    with stem.with_suffix(".json").open("w+") as answer, stem.with_suffix(".log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=dvc.environment(), text=True, errors="replace", stdout=answer,
+            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        try:
+            said = follow(process, log, progress)
+            code = process.wait()
+        finally:
+            end(process)
+        answer.seek(0)
+        text = answer.read()
+    if code == 130:
+        raise KeyboardInterrupt
+    try:
+        outcome = json.loads(text)
+    except json.JSONDecodeError:
+        outcome = {}
+    return said, code, outcome if isinstance(outcome, dict) else {}
+
+
+def follow(process: subprocess.Popen[str], log: IO[str], progress: Progress) -> list[str]:
+    """Keep what a run says, and show its stages; returns the last lines."""
+    last = deque[str](maxlen=40)
+    assert process.stderr is not None
+    for line in process.stderr:
+        log.write(line)
+        log.flush()
+        last.append(line.rstrip())
+        if STAGE_LINE.match(line):
+            progress.line(line)
+    return list(last)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Leave no run behind: it is asked first, so that it ends its stages, then made to."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
+        process.kill()
+        process.wait()
+    if process.stderr is not None:
+        process.stderr.close()
+
+
+def error_of(code: int, said: Sequence[str]) -> StillroomError:
+    """The error that a command ended with, read from what it printed."""
+    starts = [i for i, line in enumerate(said) if line.startswith("error: ")]
+    words = list(said[starts[-1] :]) if starts else [f"a run ended with exit code {code}"]
+    message, command = [], None
+    for line in words:
+        if line.startswith("  next: "):
+            command = line.removeprefix("  next: ")
+            break
+        message.append(line.removeprefix("error: "))
+    return from_dict(
+        {"kind": KINDS.get(code), "message": "\n".join(message), "next_command": command}
+    )
+
+
+def measured(root: Path, split: str) -> Figures:
+    """What a finished run's workspace holds: quality on a split, bytes and p50 as served.
+
+    Raises:
+        UnavailableError: a file is missing or has no such figure.
+    """
+    summary = read_json(root / "reports" / "summary.json")
+    try:
+        teacher, candidate = summary["stages"][0], summary["stages"][-1]
+        primary: str = summary["primary"]
+        qualities, n = (candidate["quality"], teacher["quality"]), summary["n"]
+        if split == "validation":
+            files = (read_json(root / "metrics" / f"{name}.json") for name in
+                     ("quantize", "baseline", "prepare"))  # fmt: skip
+            served, frozen, prepared = files
+            qualities = served["validation"], frozen["validation"]
+            n = prepared["rows"]["validation"]
+        return Figures(
+            quality=float(qualities[0][primary]),
+            teacher_quality=float(qualities[1][primary]),
+            file_bytes=int(candidate["file_bytes"]),
+            teacher_bytes=int(teacher["file_bytes"]),
+            p50_ms=float(candidate["latency_ms"]["p50"]),
+            teacher_p50_ms=float(teacher["latency_ms"]["p50"]),
+            primary=primary,
+            n=int(n),
+        )
+    except (KeyError, IndexError, TypeError) as error:
+        raise UnavailableError(
+            f"{root}: found no figure for {error}, expected those of a finished run",
+            next_command=f"stillroom report --workspace {root}",
+        ) from error
+
+
+def save(results: Results, *, complete: bool) -> Report:
+    """Write ablation.json, ablation.md and ablation.png."""
+    planned = results.planned
+    report = ablation(
+        results.full,
+        [
+            Variant(technique.name, technique.meaning, off, tuple(results.without[technique.name]))
+            for technique, off in (planned.techniques if planned else ())
+            if technique.name in results.without
+        ],
+        recipe=results.asked.recipe,
+        overrides=results.asked.overrides,
+        split=results.asked.split,
+        seeds=results.seeds,
+        left_out=planned.left_out if planned else {},
+        complete=complete,
+    )
+    write_json(results.folder / "ablation.json", report)
+    write_text(results.folder / "ablation.md", page_markdown(report))
+    plot_ablation(report, results.folder / "ablation.png")
+    return report
+
+
+def estimate(results: Results, planned: Plan, position: int, done: int) -> float | None:
+    """Seconds that remain, by what the full recipe's stages took; None before it has run.
+
+    Args:
+        results: so far.
+        planned: the seed at hand.
+        position: of that seed.
+        done: finished runs of that seed, the full recipe being the first.
+    """
+    if not results.work_s:
+        return None
+    stages = list(results.work_s)
+    firsts = [job.first for job in (planned.full, *planned.variants)]
+    # the students of a further seed are new; its variants share what its full recipe has made
+    later = ["distill", *firsts[1:]] * (len(results.seeds) - position - 1)
+    ahead = firsts[done:] + later
+    return remaining_s(ahead, stages, results.work_s, OVERHEAD_S)
+
+
+def stage_seconds(root: Path) -> dict[str, float]:
+    """The stages' own work in a finished workspace, in the order of the chain."""
+    return {
+        name: float(read_json(root / "metrics" / f"{name}.runtime.json").get("work_s", 0.0))
+        for name in dvc.stages(home.CHECKOUT)
+    }
+
+
+def say_begin(results: Results, job: Job, progress: Progress, left_s: float | None) -> None:
+    """One line before a run: which, and how long all that is left may take."""
+    left = "" if left_s is None else f", about {duration(left_s)} left"
+    number = len(results.full) + sum(map(len, results.without.values())) + 1
+    total = len(results.seeds) * (1 + len(results.planned.variants if results.planned else ()))
+    progress.note(f"{number} of {total}: {what(job)}, seed {job.seed}{left}")
+
+
+def what(job: Job) -> str:
+    """A job in words."""
+    return "the full recipe" if job.name == FULL else f"without {job.name}"
+
+
+def duration(seconds: float) -> str:
+    """Minutes, or hours with one digit."""
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Treat SIGTERM as Ctrl-C, so that the run at work is ended, too."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
