@@ -22,7 +22,8 @@ OWN_DATA = ["release.name=", "data.max_rows=0", "gate.baseline_floor=0.0", "gate
 NOT_RUN = {"make test": "it is what runs this"}
 AS_MAIN = ["stillroom", "compress", "--recipe", "smoke", "--set", "release.name=banking77"]
 """What `make run` does, on a few hundred rows and under the name that the main job has."""
-OVERLAID = {"make run": [*AS_MAIN, "--promote"]}
+HEADLINE = "stillroom ablate --recipe headline --technique none --seeds 3 --split test"
+OVERLAID = {"make run": [*AS_MAIN, "--promote"], HEADLINE: [*HEADLINE.split(), "--dry-run"]}
 BEFORE = {"stillroom rollback": [[*AS_MAIN, "--set", "quantize.per_channel=false", "--promote"]]}
 """A rollback needs a champion to go back to."""
 ELSEWHERE = ("dvc ", "stillroom compress --set data.source=files")

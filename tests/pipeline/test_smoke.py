@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -179,6 +180,15 @@ def test_stages_that_are_switched_off_pass_their_input_through(
     assert all((there / stage / same).read_bytes() == expected for stage in ("distill", "finetune"))
 
 
+def test_what_trimming_costs_is_looked_for_elsewhere(smoke: Run) -> None:
+    shares = read(smoke.workspace / "metrics" / "distill.json")["unknown_share"]
+    assert set(shares) == {"validation", "elsewhere"}
+    for found in shares.values():
+        assert 0 <= found["source"] <= found["student"] < 0.05, "characters stay, so words do"
+    other = pq.read_table(smoke.workspace / "data" / "prepared" / "elsewhere.parquet")
+    assert other.num_rows > 2000
+
+
 def test_a_comment_in_params_reruns_nothing(smoke: Run) -> None:
     params = smoke.workspace / "tasks" / "params.py"
     before = params.read_text("utf-8")
@@ -248,7 +258,8 @@ def test_killed_training_goes_on_from_its_last_checkpoint(smoke: Run, tmp_path: 
     command = [sys.executable, "-m", "tasks.baseline"]
     first = subprocess.Popen(command, cwd=there, env=env, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not (saved := sorted(home.glob("scratch/baseline/*/checkpoint-*/trainer_state.json"))):
+    states = "scratch/baseline/*/run/checkpoint-*/trainer_state.json"
+    while not (saved := sorted(home.glob(states))):
         assert first.poll() is None, "it ended before a checkpoint was written"
         assert time.monotonic() < deadline
         time.sleep(0.05)

@@ -1,0 +1,202 @@
+"""Every technique is a setting: it runs on the real chain, survives saving, loading and export.
+
+One stage at a time, in a copy of the smoke recipe's workspace.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from tasks.modeling.architecture import layers_of
+from tasks.modeling.checkpoint import load_checkpoint
+from tasks.modeling.surgery import model_shape_of, shapes_of
+from tasks.params import assignment, overlay, read_yaml
+from tasks.problems.classification import encode, read_split, read_tokenizer
+from tasks.pruning.sparsity import matrices, sparsity_of
+from tasks.quantization.export import check_export, export_onnx
+from tests.conftest import Run
+
+Stage = Callable[..., tuple[Path, dict[str, Any]]]
+SHORT = ("distill.training.epochs=1", "finetune.training.epochs=1", "prune.training.epochs=0.5")
+
+
+@pytest.fixture
+def workspace(smoke: Run, tmp_path: Path) -> Path:
+    room = tmp_path / "workspace"
+    kept = shutil.ignore_patterns(".dvc", "deploy", "quantize", "teacher_servable", "reports")
+    shutil.copytree(smoke.workspace, room, ignore=kept)
+    return room
+
+
+@pytest.fixture
+def stage(smoke: Run, workspace: Path) -> Stage:
+    """Run one stage with settings; its checkpoint and its metrics."""
+
+    def run(name: str, *settings: str, code: int = 0) -> tuple[Path, dict[str, Any]]:
+        params = read_yaml(workspace / "params.yaml")
+        for setting in (*SHORT, *settings):
+            params = overlay(params, assignment(setting))
+        (workspace / "params.yaml").write_text(yaml.safe_dump(params))
+        done = smoke.shell(sys.executable, "-m", f"tasks.{name}", cwd=workspace)
+        assert done.code == code, done.err
+        end = "error.json" if code else "json"
+        metrics = json.loads((workspace / "metrics" / f"{name}.{end}").read_text("utf-8"))
+        return workspace / "data" / "models" / name, metrics
+
+    return run
+
+
+def exported_alike(folder: Path, tmp_path: Path) -> None:
+    """The checkpoint loads strictly, and its export gives its logits."""
+    model = load_checkpoint(folder)
+    export_onnx(model, tmp_path / "model.onnx", max_length=32)
+    texts = read_split(folder.parents[1] / "prepared" / "validation.parquet").texts[:24]
+    ids = encode(read_tokenizer(folder, 32), texts)
+    pad_id = model.config.pad_token_id
+    assert check_export(model, tmp_path / "model.onnx", ids, pad_id=pad_id) < 1e-4
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "taylor", "fisher"])
+def test_importance(stage: Stage, importance: str) -> None:
+    _, metrics = stage("prune", f"prune.importance={importance}")
+    assert metrics["validation"]["accuracy"] > 0.02
+    assert metrics["rounds"][0]["sharpness"] is not None
+
+
+def test_channels_layers_and_a_factorised_table(stage: Stage, tmp_path: Path) -> None:
+    folder, metrics = stage(
+        "prune", "prune.hidden_keep=0.5", "prune.drop_layers=1", "prune.embedding_rank=48"
+    )
+    model = load_checkpoint(folder)
+    assert len(layers_of(model)) == 2 == len(metrics["layers"])
+    assert len(model_shape_of(model).channels) == 192
+    exported_alike(folder, tmp_path)
+
+
+def test_rounds_with_recovery_between(stage: Stage, workspace: Path) -> None:
+    _, metrics = stage("prune", "prune.rounds=2", "prune.scope=global")
+    _, single = stage("prune", "prune.rounds=1", "prune.scope=layer")
+    assert [one["round"] for one in metrics["rounds"]] == [1, 2]
+    heads = [sum(layer["heads"] for layer in one["kept"]) for one in metrics["rounds"]]
+    assert heads[1] < heads[0] < 36
+    assert (workspace / "metrics" / "prune.png").read_bytes().startswith(b"\x89PNG")
+    curve = (workspace / "metrics" / "prune.history.jsonl").read_text("utf-8").splitlines()
+    assert [json.loads(row)["round"] for row in curve] == [1]
+    assert single["kept"] == single["rounds"][-1]["kept"]
+
+
+def test_a_budget_is_met_or_refused(stage: Stage) -> None:
+    _, metrics = stage("prune", "prune.budget.bytes=3500000")
+    assert metrics["budget"]["bytes"] <= 3_500_000
+    curves = metrics["sensitivity"]
+    assert {(c["layer"], c["kind"]) for c in curves} == {
+        (layer, kind) for layer in range(3) for kind in ("heads", "neurons")
+    }
+    _, error = stage("prune", "prune.budget.bytes=100000", code=2)
+    assert "prune.budget.bytes" in error["message"]
+    assert "stillroom compress" in error["next_command"]
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern", "share"),
+    [("wanda", "unstructured", 0.6), ("wanda", "2of4", 0.5), ("sparsegpt", "unstructured", 0.6),
+     ("sparsegpt", "2of4", 0.5), ("magnitude", "unstructured", 0.6)],
+)  # fmt: skip
+def test_zeros_survive_finetuning(stage: Stage, method: str, pattern: str, share: float) -> None:
+    settings = (f"prune.sparsity.method={method}", f"prune.sparsity.pattern={pattern}",
+                f"prune.sparsity.target={share}")  # fmt: skip
+    pruned, metrics = stage("prune", *settings)
+    assert metrics["sparsity"]["share"] == pytest.approx(share, abs=2e-3)
+    before = matrices(load_checkpoint(pruned))
+    recovered, after = stage("finetune", *settings)
+    assert after["sparsity"] >= metrics["sparsity"]["share"]
+    for name, matrix in matrices(load_checkpoint(recovered)).items():
+        assert not matrix.weight[before[name].weight == 0].any(), name
+        assert not torch.equal(matrix.weight, before[name].weight)
+
+
+def test_a_lottery_ticket_is_rewound(stage: Stage) -> None:
+    settings = ("distill.early=0.1", "prune.sparsity.method=lottery", "prune.sparsity.rounds=2",
+                "prune.sparsity.target=0.5", "prune.training.epochs=0.2")  # fmt: skip
+    distilled, _ = stage("distill", *settings)
+    assert (distilled / "early.safetensors").exists()
+    pruned, metrics = stage("prune", *settings)
+    assert sparsity_of(load_checkpoint(pruned)) == pytest.approx(0.5, abs=2e-3)
+    assert metrics["parameters"] < 5_000_000
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [("distill.logits=mse",),
+     ("distill.states=1.0", "distill.embeddings=1.0", "distill.growth=0.5"),
+     ("distill.attention=1.0", "distill.attention_form=relations", "distill.contrastive=0.1"),
+     ("distill.attention=1.0", "distill.temperature_end=1.0", "distill.alpha_end=0.0")],
+    ids=["mse", "states", "relations", "maps-and-schedules"],
+)  # fmt: skip
+def test_objectives(stage: Stage, tmp_path: Path, settings: tuple[str, ...]) -> None:
+    folder, metrics = stage("distill", *settings)
+    assert np.isfinite(metrics["validation"]["nll"])
+    exported_alike(folder, tmp_path)
+
+
+def test_assistants_and_averaged_students(stage: Stage) -> None:
+    folder, _ = stage("distill", "distill.assistants=[[0, 1, 3, 5]]", "distill.students=2")
+    assert len(layers_of(load_checkpoint(folder))) == 3
+    lineage = json.loads((folder / "surgery.json").read_text("utf-8"))["lineage"]
+    assert [step["stage"] for step in lineage] == ["baseline", "distill"]
+
+
+def test_a_fresh_student_with_states_of_another_width(stage: Stage, tmp_path: Path) -> None:
+    folder, metrics = stage(
+        "distill",
+        "distill.student.source=fresh",
+        "distill.states=1.0",
+        "gate.stage_drop.distill=100",
+    )
+    model = load_checkpoint(folder)
+    assert shapes_of(model)[0].ffn == 384
+    assert not [name for name in model.state_dict() if "objective" in name]
+    assert metrics["source"] == "fresh"
+    exported_alike(folder, tmp_path)
+
+
+def test_a_further_run_starts_from_the_model_of_the_one_before(
+    smoke: Run, stage: Stage, workspace: Path
+) -> None:
+    settings = ("distill.student.source=run", f"distill.student.run={smoke.workspace}")
+    stage("fetch", *settings)
+    copied = workspace / "data" / "student"
+    assert json.loads((copied / "source.json").read_text("utf-8")) == {"source": "run"}
+    folder, _ = stage("distill", *settings)
+    expected = shapes_of(load_checkpoint(smoke.workspace / "data" / "models" / "finetune"))
+    assert shapes_of(load_checkpoint(folder)) == expected
+    lineage = json.loads((folder / "surgery.json").read_text("utf-8"))["lineage"]
+    assert [step["stage"] for step in lineage][-2:] == ["finetune", "distill"]
+
+
+def test_a_pruned_model_is_the_next_runs_teacher(smoke: Run, stage: Stage, workspace: Path) -> None:
+    pruned = smoke.workspace / "data" / "models" / "finetune"
+    settings = ("teacher.source=path", f"teacher.path={pruned}", "teacher.training.epochs=0")
+    stage("fetch", *settings)
+    folder, metrics = stage("baseline", *settings)
+    assert metrics["steps"] == 0
+    for name, tensor in load_checkpoint(pruned).state_dict().items():
+        assert torch.equal(load_checkpoint(folder).state_dict()[name], tensor)
+
+
+def test_learning_rate_rewinding_and_early_stopping(stage: Stage) -> None:
+    _, metrics = stage(
+        "finetune", "finetune.rewind=true", "finetune.training.epochs=6",
+        "finetune.training.patience=1",
+    )  # fmt: skip
+    assert metrics["steps"] <= 6 * 20
