@@ -60,6 +60,7 @@ def free_port() -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)
 def test_every_command_works(smoke: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = tmp_path / "here"
     shutil.copytree(smoke.workspace, here, symlinks=True)
