@@ -31,6 +31,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+Recipe = Annotated[
+    str | None, typer.Option(metavar="NAME", help="infra/recipes/NAME.yaml over params.yaml.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One parameter; may be repeated."),
+]
+Page = Annotated[
+    Path | None, typer.Option(metavar="PAGE", help="Write the table into this Markdown page.")
+]
 Model = Annotated[
     str | None,
     typer.Option("--model", metavar="NAME", help="Registered model; params.yaml's by default."),
@@ -72,13 +82,8 @@ def options(
 
 @app.command(epilog="Example: stillroom compress --recipe smoke --set prune.ffn_keep=0.5")
 def compress(
-    recipe: Annotated[
-        str | None, typer.Option(metavar="NAME", help="infra/recipes/NAME.yaml over params.yaml.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One parameter; may be repeated."),
-    ] = None,
+    recipe: Recipe = None,
+    overrides: Overrides = None,
     workspace: Annotated[
         str | None, typer.Option(metavar="DIR", help="Run in this folder, not in the checkout.")
     ] = None,
@@ -102,13 +107,8 @@ def compress(
 
 @app.command(epilog="Example: stillroom ablate --recipe smoke --technique int8 --dry-run")
 def ablate(
-    recipe: Annotated[
-        str | None, typer.Option(metavar="NAME", help="infra/recipes/NAME.yaml over params.yaml.")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="One parameter; may be repeated."),
-    ] = None,
+    recipe: Recipe = None,
+    overrides: Overrides = None,
     seeds: Annotated[
         int, typer.Option(metavar="N", min=1, help="Students of each variant; intervals need 2.")
     ] = 1,
@@ -126,9 +126,7 @@ def ablate(
         Path | None,
         typer.Option(metavar="DIR", help="For the report; var/ablations/… by default."),
     ] = None,
-    write: Annotated[
-        Path | None, typer.Option(metavar="PAGE", help="Write the table into this Markdown page.")
-    ] = None,
+    write: Page = None,
     as_json: Json = False,
 ) -> None:
     """Switch one technique off at a time: what is each worth in accuracy, bytes and time?
@@ -222,9 +220,7 @@ def report(
     workspace: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Of this workspace, not of the checkout.")
     ] = None,
-    write: Annotated[
-        Path | None, typer.Option(metavar="PAGE", help="Write the table into this Markdown page.")
-    ] = None,
+    write: Page = None,
     as_json: Json = False,
 ) -> None:
     """Print the table of the last run: teacher, linear model, every stage, the bundle."""
