@@ -31,3 +31,18 @@ def tiny(kind: str) -> torch.nn.Module:
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     return model
+
+
+def texts(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three texts of nine pieces, the second one shorter and padded."""
+    ids = torch.randint(5, PIECES, (3, 9), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    ids[1, 6:], mask[1, 6:] = model.config.pad_token_id, 0
+    return ids, mask
+
+
+def answer(model: torch.nn.Module) -> torch.Tensor:
+    """Logits of the three texts."""
+    ids, mask = texts(model)
+    with torch.inference_mode():
+        return model(input_ids=ids, attention_mask=mask).logits

@@ -30,8 +30,7 @@ from tasks.pruning.importance import LayerScores, importance
 from tasks.pruning.planner import Price, counts_of
 from tasks.pruning.width import LayerPlan, apply
 from tasks.schema import Quantize
-from tests.tiny_models import CLASSES, FFN, GROUPED, HEADS, KINDS, LAYERS, PIECES, tiny
-from tests.unit.test_sensitivity import answer
+from tests.tiny_models import CLASSES, FFN, GROUPED, HEADS, KINDS, LAYERS, PIECES, answer, tiny
 
 PRICES: dict[str, Price] = {}
 INT8 = {"calibrate_confidence": False, "scheme": "dynamic", "per_channel": True, "embeddings": True}

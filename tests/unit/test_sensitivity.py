@@ -18,7 +18,7 @@ from tasks.modeling.checkpoint import clone
 from tasks.pruning.importance import LayerScores, importance
 from tasks.pruning.sensitivity import Curve, curve, divergence, sensitivity
 from tasks.pruning.width import LayerPlan, apply, keep_best
-from tests.tiny_models import FFN, HEADS, HIDDEN, KINDS, LAYERS, PIECES, tiny
+from tests.tiny_models import FFN, HEADS, HIDDEN, KINDS, LAYERS, answer, texts, tiny
 
 WHOLE = LayerPlan(tuple(range(HEADS)), tuple(range(FFN)))
 
@@ -26,21 +26,6 @@ WHOLE = LayerPlan(tuple(range(HEADS)), tuple(range(FFN)))
 @pytest.fixture(params=KINDS)
 def model(request: pytest.FixtureRequest) -> torch.nn.Module:
     return tiny(request.param)
-
-
-def texts(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    """Three texts of nine pieces, the second one shorter and padded."""
-    ids = torch.randint(5, PIECES, (3, 9), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-    ids[1, 6:], mask[1, 6:] = model.config.pad_token_id, 0
-    return ids, mask
-
-
-def answer(model: torch.nn.Module) -> torch.Tensor:
-    """Logits of the three texts."""
-    ids, mask = texts(model)
-    with torch.inference_mode():
-        return model(input_ids=ids, attention_mask=mask).logits
 
 
 def as_batches(model: torch.nn.Module) -> list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:

@@ -33,7 +33,18 @@ from tasks.modeling.surgery import (
     shapes_of,
 )
 from tasks.pruning.width import LayerPlan, apply
-from tests.tiny_models import FFN, GROUPED, HEADS, HIDDEN, KINDS, LAYERS, PIECES, tiny
+from tests.tiny_models import (
+    FFN,
+    GROUPED,
+    HEADS,
+    HIDDEN,
+    KINDS,
+    LAYERS,
+    PIECES,
+    answer,
+    texts,
+    tiny,
+)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -78,19 +89,6 @@ def test_a_plan_is_the_model_with_the_rest_masked(
 def cut_twice(model: torch.nn.Module) -> torch.nn.Module:
     first = narrowed(model, (0, 2, 3), range(0, FFN, 2))
     return narrowed(first, (1, 2), (0, 3, 4))
-
-
-def texts(model: torch.nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
-    ids = torch.randint(5, PIECES, (3, 9), generator=torch.Generator().manual_seed(1))
-    mask = torch.ones_like(ids)
-    ids[1, 6:], mask[1, 6:] = model.config.pad_token_id, 0
-    return ids, mask
-
-
-def answer(model: torch.nn.Module) -> torch.Tensor:
-    ids, mask = texts(model)
-    with torch.inference_mode():
-        return model(input_ids=ids, attention_mask=mask).logits
 
 
 def test_cutting_twice_is_cutting_once(cut_twice: torch.nn.Module, model: torch.nn.Module) -> None:

@@ -13,8 +13,7 @@ import torch
 from tasks.modeling.surgery import LayerShape
 from tasks.pruning import watch
 from tasks.pruning.watch import heat_map, sharpness
-from tests.tiny_models import KINDS, tiny
-from tests.unit.test_sensitivity import answer
+from tests.tiny_models import KINDS, answer, tiny
 
 
 def loss(model: torch.nn.Module) -> float:
