@@ -120,7 +120,8 @@ class Training(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     """Of hidden states and attention probabilities."""
     precision: Literal["fp32", "bf16"]
-    """`bf16` is autocast: master weights stay fp32."""
+    """`bf16` is autocast where the processor has such products, else fp32: emulated they are a
+    hundred times slower. Master weights stay fp32."""
     patience: Annotated[int, Field(ge=0)]
     """Stop after so many epochs without a better validation accuracy, and keep the best epoch's
     weights; 0 trains to the end and keeps the last."""

@@ -31,6 +31,7 @@ from tasks.errors import UnavailableError
 from tasks.files import file_sha256
 from tasks.home import home
 from tasks.problems.classification import Split, encode, pad
+from tasks.processor import native_bf16
 from tasks.stage import say, write_history
 
 
@@ -199,6 +200,8 @@ def train(
     trainer.remove_callback(transformers.ProgressCallback)
     checkpoint = get_last_checkpoint(str(room)) if room.exists() else None
     start = 0 if checkpoint is None else int(checkpoint.rsplit("-", 1)[1])
+    if training.precision == "bf16" and not trains_in_bf16(training, hardware):
+        say(f"{stage}: this processor has no bfloat16 products: training in fp32")
     if start:
         say(f"{stage}: resuming from step {start}")
     result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -226,6 +229,13 @@ def require_device(hardware: schema.Hardware) -> None:
         )
 
 
+def trains_in_bf16(training: schema.Training, hardware: schema.Hardware) -> bool:
+    """Whether autocast is used: asked for, and nothing that this machine has to emulate."""
+    if training.precision != "bf16":
+        return False
+    return torch.cuda.is_bf16_supported() if hardware.device == "cuda" else native_bf16()
+
+
 def _arguments(
     training: schema.Training, hardware: schema.Hardware, seed: int, room: Path, rows: int
 ) -> TrainingArguments:
@@ -240,7 +250,7 @@ def _arguments(
         weight_decay=training.weight_decay,
         lr_scheduler_type="linear",
         optim="adamw_torch_fused",
-        bf16=training.precision == "bf16",
+        bf16=trains_in_bf16(training, hardware),
         use_cpu=hardware.device == "cpu",
         train_sampling_strategy="group_by_length",
         remove_unused_columns=False,

@@ -122,12 +122,24 @@ def test_the_training_texts_alone(workspace: Path) -> None:
     }
 
 
-def test_half_precision_is_asked_for_and_near(workspace: Path) -> None:
+def test_half_precision_is_asked_for_and_near(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teach, "native_bf16", lambda: True)
     teach.main(settled("bf16"))
     exact = alone("data/models/baseline", TEXTS)
     found = cached(TEXTS)
     assert (found != exact.astype(np.float16)).any()
     np.testing.assert_allclose(found, exact, atol=0.1 * np.abs(exact).max())
+
+
+def test_half_precision_is_left_alone_where_it_would_be_emulated(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teach, "native_bf16", lambda: False)
+    teach.main(settled("bf16"))
+    exact = alone("data/models/baseline", TEXTS)
+    np.testing.assert_array_equal(cached(TEXTS), exact.astype(np.float16))
 
 
 def test_unlabelled_texts_and_copies_are_asked_too(

@@ -1,0 +1,52 @@
+"""Named hardware profiles: what a bundle is built for, and what this machine is.
+
+A profile names what decides how int8 products are made, nothing finer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass
+
+from tasks.processor import cpu_flags
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How models are quantised for one kind of machine."""
+
+    name: str
+    needs: frozenset[str]
+    """Processor flags, all of them."""
+    reduce_range: bool = False
+    """7-bit weights: products of unsigned and signed bytes are added in 16 bits that saturate."""
+    symmetric: bool = False
+    """Activations with zero point 0, as TensorRT wants them."""
+
+
+PROFILES: dict[str, Profile] = {
+    profile.name: profile
+    for profile in (
+        Profile("cpu-avx512-vnni", frozenset({"avx512f", "avx512_vnni"})),
+        Profile("cpu-avx2-vnni", frozenset({"avx2", "avx_vnni"})),
+        Profile("cpu-avx512", frozenset({"avx512f", "avx512bw"}), reduce_range=True),
+        Profile("cpu-avx2", frozenset({"avx2"}), reduce_range=True),
+        Profile("cpu-arm", frozenset({"asimd"})),
+        Profile("gpu-sm80", frozenset({"sm80"}), symmetric=True),
+        Profile("gpu-sm90", frozenset({"sm90"}), symmetric=True),
+        Profile("gpu-sm100", frozenset({"sm100"}), symmetric=True),
+    )
+}
+"""Best first: a machine is the first one whose needs it meets."""
+PLAIN = "cpu"
+"""A machine that none of the profiles describes."""
+
+
+def profile_of(flags: Set[str]) -> str:
+    """The best profile whose needs are met, `PLAIN` if none is."""
+    return next((p.name for p in PROFILES.values() if p.needs <= flags), PLAIN)
+
+
+def detect_profile() -> str:
+    """The profile of this machine's processor."""
+    return profile_of(cpu_flags())
