@@ -16,7 +16,7 @@ run: .venv/ready
 	$(BIN)/stillroom compress --promote
 
 test: .venv/ready
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadgroup
 
 lint: .venv/ready
 	$(BIN)/ruff check .

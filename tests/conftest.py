@@ -69,6 +69,13 @@ class Run:
 SMOKE = ("compress", "--recipe", "smoke")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With two workers, one makes the smoke run and has all tests of it; the other has the rest."""
+    for item in items:
+        if "smoke" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("smoke"))
+
+
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The smoke recipe, through every stage, registered and promoted as version 1."""
