@@ -69,17 +69,22 @@ class Run:
 SMOKE = ("compress", "--recipe", "smoke")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With two workers, one makes the smoke run and has all tests of it; the other has the rest."""
+    """Workers take whole groups: a file, or all that is tested on the smoke run."""
     for item in items:
-        if "smoke" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.xdist_group("smoke"))
+        smoked = "smoke" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("smoke" if smoked else item.path.stem))
 
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The smoke recipe, through every stage, registered and promoted as version 1."""
-    shell = Shell(tmp_path_factory.mktemp("home"))
+    """The smoke recipe, through every stage, registered and promoted as version 1.
+
+    In ``STILLROOM_TEST_HOME``, where that is set: `make test` has two passes over one run.
+    """
+    given = os.environ.get("STILLROOM_TEST_HOME")
+    shell = Shell(Path(given).resolve() if given else tmp_path_factory.mktemp("home"))
     done = shell.stillroom(*SMOKE, "--promote", "--json")
     assert done.code == 0, done.err
     return Run(shell, Path(done.json["workspace"]), done.json)

@@ -108,6 +108,7 @@ def test_two_promotes_at_once(smoke: Run, smoke_variant: Callable[..., Run]) -> 
     assert len(said) == 2
 
 
+@pytest.mark.alone
 def test_predict_follows_the_champion_and_is_quick(smoke: Run) -> None:
     import time
 

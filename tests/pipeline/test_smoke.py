@@ -82,6 +82,7 @@ def test_the_summary_is_of_the_served_bytes(smoke: Run) -> None:
     assert said.split()[0] == manifest["artifact_sha256"]
 
 
+@pytest.mark.alone
 def test_nothing_to_do_takes_under_fifteen_seconds(smoke: Run) -> None:
     started = time.monotonic()
     again = smoke.shell.stillroom(*SMOKE, "--json")

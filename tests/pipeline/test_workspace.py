@@ -119,6 +119,7 @@ def test_run_is_recorded_with_a_child_for_each_stage(checkout: Path, first: Any)
     assert {"params.yaml", "dvc.lock", "gate.json"} <= names
 
 
+@pytest.mark.alone
 def test_nothing_to_do_takes_less_than_fifteen_seconds(checkout: Path, first: Any) -> None:
     before, stages_before = tracked(checkout)
     took = []

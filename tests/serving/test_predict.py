@@ -59,6 +59,7 @@ def test_any_text_gets_a_label(live: Path, tmp_path: Path, text: str) -> None:
     assert json.loads(answer.stdout)["label"] in LABELS
 
 
+@pytest.mark.alone
 def test_it_takes_less_than_a_second(live: Path, tmp_path: Path) -> None:
     times = []
     for _ in range(3):
