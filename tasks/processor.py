@@ -12,6 +12,7 @@ from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+VNNI = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 @cache
@@ -28,3 +29,9 @@ def cpu_flags() -> frozenset[str]:
 def native_bf16(flags: Set[str] | None = None) -> bool:
     """Whether the processor multiplies bfloat16 itself; emulated it is a hundred times slower."""
     return bool(BF16 & (cpu_flags() if flags is None else flags))
+
+
+def saturates(flags: Set[str] | None = None) -> bool:
+    """Whether products of unsigned and signed bytes are added in 16 bits: x86 without VNNI."""
+    found = cpu_flags() if flags is None else flags
+    return "sse2" in found and not VNNI & found

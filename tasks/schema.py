@@ -63,8 +63,9 @@ class Hardware(Section):
     """Where training runs."""
     threads: Annotated[int, Field(ge=1, le=256)]
     """Threads for training; torch, OpenMP and BLAS all get this number."""
-    profile: Literal["cpu-avx512-vnni", "cpu-avx2", "cpu-arm"]
-    """What the bundle is built for; `cpu-avx2` quantises weights to 7 bits."""
+    profile: Literal["cpu-avx512-vnni", "cpu-avx2-vnni", "cpu-avx512", "cpu-avx2", "cpu-arm",
+                     "gpu-sm80", "gpu-sm90", "gpu-sm100"]  # fmt: skip
+    """What the bundle is built for: `tasks.hardware.PROFILES`."""
 
 
 class Elsewhere(Section):
@@ -310,14 +311,36 @@ class Finetune(Distillation):
     training: Training
 
 
+class Calibration(Section):
+    """Where the ranges of activations come from; read by `static` alone."""
+
+    method: Literal["minmax", "entropy", "percentile"]
+    samples: Annotated[int, Field(ge=1, le=10_000)]
+    """Training texts; 100 to 500 suffice."""
+    percentile: Annotated[float, Field(gt=50, le=100)]
+    """Of absolute values, with `percentile`: what lies beyond is clipped."""
+
+
 class Quantize(Section):
     """The servable form."""
 
-    scheme: Literal["dynamic", "none"]
-    """`dynamic`: int8 weights, activations quantised on the fly; `none`: fp32."""
+    scheme: Literal["dynamic", "static", "weight_only", "half", "none"]
+    """`dynamic`: int8 weights, activations quantised on the fly; `static`: explicit Q/DQ pairs
+    with ranges from calibration; `weight_only`: weights in `bits`, products in fp32; `half`:
+    fp16; `none`: fp32."""
+    bits: Literal[8, 4]
+    """Of a weight, with `weight_only`."""
     per_channel: bool
     embeddings: bool
     """Store the embedding tables as int8, too."""
+    calibration: Calibration
+    max_loss: Annotated[float, Field(ge=0, le=100)]
+    """Points of accuracy that quantisation may cost on validation; beyond it, the layers that
+    cost most stay fp32."""
+    max_flips: Annotated[float, Field(ge=0, le=100)]
+    """Per cent of validation texts that may get another label by it."""
+    sensitivity: bool
+    """Measure what each layer costs alone; a budget that is not kept does it, too."""
     calibrate_confidence: bool
     """Fold a temperature into the logits, fitted on validation; no answer changes."""
 

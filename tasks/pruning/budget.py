@@ -14,11 +14,12 @@ from tasks.pruning.cost import Bench, calibrate, measured, plan_within
 from tasks.pruning.importance import ModelScores
 from tasks.pruning.planner import Counts, counts_of
 from tasks.pruning.sensitivity import divergence, sensitivity
-from tasks.schema import Params, Quantize
+from tasks.quantization.bundle import Form
+from tasks.schema import Params
 from tasks.stage import say
 
 SENSITIVITY_TEXTS = 512
-INT8 = Quantize(scheme="dynamic", per_channel=True, embeddings=True, calibrate_confidence=False)
+INT8 = Form(scheme="dynamic", per_channel=True, embeddings=True)
 """The form that a budget is about, whatever `quantize` does later: that is no input of pruning."""
 
 

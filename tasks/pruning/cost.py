@@ -30,9 +30,9 @@ from tasks.pruning.importance import LayerScores
 from tasks.pruning.planner import Cost, Counts, Price, counts_of, exceeded, plan_budget
 from tasks.pruning.sensitivity import Curve, smallest
 from tasks.pruning.width import LayerPlan, apply, keep_best
-from tasks.quantization.bundle import build_bundle
+from tasks.quantization.bundle import Form, build_bundle
 from tasks.release.servable import Servable, file_bytes
-from tasks.schema import Budget, Quantize
+from tasks.schema import Budget
 
 LATENCY_TEXTS = 64
 WARMUP = 8
@@ -50,7 +50,7 @@ class Bench:
     """Operations are counted for the one of median length, time is taken on a sample."""
     max_length: int
     profile: str
-    quantize: Quantize
+    quantize: Form
     rounds: int = 5
     """Walks through the sample."""
 
@@ -182,7 +182,7 @@ def unit_prices(model: nn.Module, bench: Bench) -> dict[str, Price]:
     return prices
 
 
-def linear_bytes(model: nn.Module, config: Quantize) -> int:
+def linear_bytes(model: nn.Module, config: Form) -> int:
     """Bytes of all linear layers in a bundle.
 
     int8: a byte a weight and, with a scale for each output channel, four bytes for it and one

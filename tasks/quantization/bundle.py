@@ -1,23 +1,34 @@
-"""From a model in memory to the servable folder: exported, checked, quantised."""
+"""From a model in memory to the servable folder that the planner measures: int8, or fp32."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
+from tasks.hardware import PROFILES
 from tasks.quantization.export import check_export, export_onnx, write_serving
 from tasks.quantization.post_training import quantize
-from tasks.schema import Quantize
+
+
+@dataclass(frozen=True)
+class Form:
+    """What a planned model is measured as."""
+
+    scheme: Literal["dynamic", "none"] = "dynamic"
+    per_channel: bool = True
+    embeddings: bool = True
 
 
 def build_bundle(
     model: nn.Module,
     folder: Path,
-    config: Quantize,
+    config: Form,
     *,
     checkpoint: Path,
     max_length: int,
@@ -28,13 +39,14 @@ def build_bundle(
 
     Args:
         checkpoint: where tokenizer, labels and config are.
-        profile: `cpu-avx2` gets 7-bit weights, since its int8 products saturate.
+        profile: where its int8 products saturate, weights get 7 bits.
         check: piece ids of texts that the export is compared on; none checks nothing.
 
     Raises:
         IntegrityError: the export answers other than the model.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    reduced = PROFILES[profile].reduce_range
     difference, target = 0.0, folder / "model.onnx"
     with tempfile.TemporaryDirectory() as room:
         graph = Path(room) / "float.onnx"
@@ -50,14 +62,11 @@ def build_bundle(
                 target,
                 per_channel=config.per_channel,
                 embeddings=config.embeddings,
-                reduce_range=profile == "cpu-avx2",
+                reduce_range=reduced,
             )
     write_serving(
-        checkpoint, folder, max_length=max_length, profile=profile, precision=precision(config)
-    )
+        checkpoint, folder, max_length=max_length, profile=profile,
+        precision="fp32" if config.scheme == "none" else "int8",
+        weight_bits=7 if reduced and config.scheme != "none" else 8,
+    )  # fmt: skip
     return difference
-
-
-def precision(config: Quantize) -> str:
-    """Of the weights, as ``serving.json`` and the report name it."""
-    return "fp32" if config.scheme == "none" else "int8"

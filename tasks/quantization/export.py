@@ -134,9 +134,19 @@ def export_servable(
 
 
 def write_serving(
-    checkpoint: Path, folder: Path, *, max_length: int, profile: str, precision: str
+    checkpoint: Path,
+    folder: Path,
+    *,
+    max_length: int,
+    profile: str,
+    precision: str,
+    weight_bits: int = 8,
 ) -> None:
-    """Write tokenizer, labels and ``serving.json`` beside a graph."""
+    """Write tokenizer, labels and ``serving.json`` beside a graph.
+
+    Args:
+        weight_bits: how far int8 weights reach: `tasks.runtimes.onnx.OnnxRuntime`.
+    """
     config = json.loads((checkpoint / "config.json").read_text("utf-8"))
     tokenizer_json = (checkpoint / "tokenizer.json").read_text("utf-8")
     serving = {
@@ -145,6 +155,7 @@ def write_serving(
         "runtime": "onnxruntime",
         "model": "model.onnx",
         "precision": precision,
+        "weight_bits": weight_bits,
         "profile": profile,
         "max_length": max_length,
         "pad_id": config["pad_token_id"],

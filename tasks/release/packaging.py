@@ -33,6 +33,7 @@ LOADER = (
     "tasks/__init__.py",
     "tasks/errors.py",
     "tasks/files.py",
+    "tasks/processor.py",
     "tasks/release/__init__.py",
     "tasks/release/servable.py",
     "tasks/runtimes/__init__.py",

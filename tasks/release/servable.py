@@ -59,7 +59,11 @@ class Servable:
             self.labels: list[str] = json.loads((folder / "labels.json").read_text("utf-8"))
             self.serving: dict[str, Any] = json.loads((folder / "serving.json").read_text("utf-8"))
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            self._runtime = OnnxRuntime(folder / self.serving["model"], threads=threads)
+            self._runtime = OnnxRuntime(
+                folder / self.serving["model"],
+                threads=threads,
+                weight_bits=self.serving.get("weight_bits", 8),
+            )
         except Exception as error:
             raise IntegrityError(
                 f"{folder}: cannot be loaded ({type(error).__name__}: {error})",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+
+from tasks.processor import saturates
 
 INPUTS = ("input_ids", "attention_mask")
 
@@ -15,22 +18,39 @@ class OnnxRuntime:
     """An ONNX classifier: token ids in, logits out.
 
     Args:
-        path: the ``.onnx`` file.
+        model: the ``.onnx`` file, or what is in one.
         threads: threads inside one operator.
+        weight_bits: of int8 weights that the file was made with. All eight overflow where a
+            processor adds products in 16 bits; there ONNX Runtime is told to take its exact
+            path, so that a file answers the same on every machine
+            (infra/decisions/same-answers-everywhere.md).
     """
 
-    def __init__(self, path: Path, *, threads: int = 1) -> None:
+    def __init__(self, model: Path | bytes, *, threads: int = 1, weight_bits: int = 8) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        if weight_bits > 7 and saturates():
+            options.add_session_config_entry("session.x64quantprecision", "1")
+        self._session = ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model),
+            options,
+            providers=["CPUExecutionProvider"],
+        )
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """Logits ``[batch, classes]`` float32 for ids and mask ``[batch, length]`` int64."""
         feeds = dict(zip(INPUTS, (input_ids, attention_mask), strict=True))
         return np.asarray(self._session.run(None, feeds)[0])
+
+    def outputs(
+        self, input_ids: np.ndarray, attention_mask: np.ndarray, names: Sequence[str]
+    ) -> list[np.ndarray]:
+        """Other outputs of the graph, by name."""
+        feeds = dict(zip(INPUTS, (input_ids, attention_mask), strict=True))
+        return [np.asarray(output) for output in self._session.run(list(names), feeds)]
 
     def describe(self) -> dict[str, Any]:
         """Name, version and provider, for reports."""

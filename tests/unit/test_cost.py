@@ -29,11 +29,10 @@ from tasks.pruning.cost import (
 from tasks.pruning.importance import LayerScores, importance
 from tasks.pruning.planner import Price, counts_of
 from tasks.pruning.width import LayerPlan, apply
-from tasks.schema import Quantize
+from tasks.quantization.bundle import Form
 from tests.tiny_models import CLASSES, FFN, GROUPED, HEADS, KINDS, LAYERS, PIECES, answer, tiny
 
 PRICES: dict[str, Price] = {}
-INT8 = {"calibrate_confidence": False, "scheme": "dynamic", "per_channel": True, "embeddings": True}
 
 
 def middle(kind: str) -> Any:
@@ -60,7 +59,7 @@ def bench(folder: Path, model: Any, **changes: object) -> Bench:
     texts = [" ".join(f"w{5 + (i * j) % 40}" for j in range(i)) for i in range(2, 10)]
     return Bench(
         checkpoint=folder, texts=texts, max_length=16, profile="cpu-avx512-vnni",
-        quantize=Quantize.model_validate({**INT8, **changes}),
+        quantize=Form(**changes),
     )  # fmt: skip
 
 

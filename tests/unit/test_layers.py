@@ -133,7 +133,8 @@ def test_owners(source: Path) -> None:
         assert "mlflow" not in roots
     if not place.startswith("tasks/runtimes/"):
         sessions = {n for n in imported(source) if n.startswith(("onnxruntime", "tensorrt"))}
-        assert not {n for n in sessions if not n.startswith("onnxruntime.quantization")}
+        converters = ("onnxruntime.quantization", "onnxruntime.transformers.float16")
+        assert not {n for n in sessions if not n.startswith(converters)}
 
 
 @pytest.mark.parametrize("source", [s for s in SOURCES if s.name == "__init__.py"], ids=str)
