@@ -31,12 +31,13 @@ def quantize(
     """
     model = onnx.load(source)
     del model.graph.value_info[:]  # stale shapes make the quantiser refuse the graph
+    # a Gemm becomes a MatMul of a longer name before names are looked at
     operators = ["MatMul", "Gemm", "Attention"] + (["Gather"] if embeddings else [])
     with quietly():
         quantize_dynamic(
             model, str(target), op_types_to_quantize=operators, per_channel=per_channel,
             reduce_range=reduce_range, weight_type=QuantType.QInt8,
-            nodes_to_exclude=list(keep_float),
+            nodes_to_exclude=[*keep_float, *(f"{name}_MatMul" for name in keep_float)],
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
         )  # fmt: skip
 

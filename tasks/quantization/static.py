@@ -14,6 +14,7 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader
 
 from tasks import schema
 from tasks.hardware import Profile
+from tasks.quantization.layers import weighted_nodes
 from tasks.quantization.post_training import quietly
 from tasks.quantization.tables import tables_to_int8
 
@@ -72,18 +73,23 @@ def quantize_with_ranges(
         "ActivationSymmetric": profile.symmetric,
         "WeightSymmetric": True,
         "AddQDQPairToWeight": profile.symmetric,
-        "MatMulConstBOnly": True,
         "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
         "CalibPercentile": config.calibration.percentile,
         "CalibStridedMinMax": 1,  # for all methods: texts of one length would have to be padded
     }
+    # by name: products of two activations, such as attention scores, would be taken, too
+    wanted = [n.node for n in weighted_nodes(model)
+              if n.operator != "Gather" and n.node not in keep_float]  # fmt: skip
+    if not wanted:
+        onnx.save(model, target)
+        return
     with tempfile.TemporaryDirectory() as room, quietly():
         ready = Path(room) / "tables.onnx"
         onnx.save(model, ready)
         quantize_static(
             ready, target, Texts(ids), quant_format=QuantFormat.QDQ,
             op_types_to_quantize=["MatMul", "Gemm"], per_channel=config.per_channel,
-            reduce_range=profile.reduce_range, nodes_to_exclude=list(keep_float),
+            reduce_range=profile.reduce_range, nodes_to_quantize=wanted,
             activation_type=QuantType.QInt8 if profile.symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8, calibrate_method=METHODS[config.calibration.method],
             extra_options=options,
