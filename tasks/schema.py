@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=1)]
-Layers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(strict=False)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+from tasks.schema_base import Count, Fraction, Layers, Section, Sha256
+from tasks.schema_serving import Calibration, Evaluation, Gate, Quantize, Release, StageDrop
 
-
-class Section(BaseModel):
-    """A section of ``params.yaml``: no unknown key, no silent conversion, no change later."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        strict=True,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-    )
+__all__ = [
+    "Calibration",
+    "Evaluation",
+    "Gate",
+    "Quantize",
+    "Release",
+    "StageDrop",
+]
 
 
 class Part(Section):
@@ -243,8 +238,8 @@ class Distill(Distillation):
 class Budget(Section):
     """What the pruned model may cost in int8, embeddings included; 0 asks for nothing.
 
-    With a budget the planner chooses the shares per layer, and `ffn_keep` and `heads_keep`
-    are not read.
+    With a budget the planner chooses the shares per layer, `ffn_keep` and `heads_keep` are not
+    read, and `hidden_keep` has to be 1.
     """
 
     bytes: Annotated[int, Field(ge=0)]
@@ -311,95 +306,6 @@ class Finetune(Distillation):
     training: Training
 
 
-class Calibration(Section):
-    """Where the ranges of activations come from; read by `static` alone."""
-
-    method: Literal["minmax", "entropy", "percentile"]
-    samples: Annotated[int, Field(ge=1, le=10_000)]
-    """Training texts; 100 to 500 suffice."""
-    percentile: Annotated[float, Field(gt=50, le=100)]
-    """Of absolute values, with `percentile`: what lies beyond is clipped."""
-
-
-class Quantize(Section):
-    """The servable form."""
-
-    scheme: Literal["dynamic", "static", "weight_only", "half", "none"]
-    """`dynamic`: int8 weights, activations quantised on the fly; `static`: explicit Q/DQ pairs
-    with ranges from calibration; `weight_only`: weights in `bits`, products in fp32; `half`:
-    fp16; `none`: fp32."""
-    bits: Literal[8, 4]
-    """Of a weight, with `weight_only`."""
-    per_channel: bool
-    embeddings: bool
-    """Store the embedding tables as int8, too."""
-    calibration: Calibration
-    max_loss: Annotated[float, Field(ge=0, le=100)]
-    """Points of accuracy that quantisation may cost on validation; beyond it, the layers that
-    cost most stay fp32."""
-    max_flips: Annotated[float, Field(ge=0, le=100)]
-    """Per cent of validation texts that may get another label by it."""
-    sensitivity: bool
-    """Measure what each layer costs alone; a budget that is not kept does it, too."""
-    calibrate_confidence: bool
-    """Fold a temperature into the logits, fitted on validation; no answer changes."""
-
-
-class Evaluation(Section):
-    """How the report is measured."""
-
-    latency_texts: Annotated[int, Field(ge=8)]
-    """Texts in the latency loop, drawn from the test split."""
-    latency_rounds: Annotated[int, Field(ge=1)]
-    """Times that every model walks through them, interleaved."""
-    batches: tuple[Count, ...] = Field(strict=False)
-    """Batch sizes; 1 is always the one that ratios are made of."""
-    energy_seconds: Annotated[float, Field(ge=0)]
-    """Loop length per model; under 30 s the figure is left out."""
-    country: Annotated[str, Field(pattern="^[A-Z]{3}$")]
-    """ISO 3166 alpha-3: carbon intensity of the grid."""
-    bootstrap: Annotated[int, Field(ge=100)]
-    """Resamples for confidence intervals."""
-
-
-class StageDrop(Section):
-    """Largest loss of the primary metric against the teacher on validation, in points of 100."""
-
-    distill: Annotated[float, Field(ge=0, le=100)]
-    prune: Annotated[float, Field(ge=0, le=100)]
-    finetune: Annotated[float, Field(ge=0, le=100)]
-
-
-class Gate(Section):
-    """What a candidate must meet on test. Drops are in points of 100 against the teacher."""
-
-    baseline_floor: Fraction
-    """Accuracy on validation under which a teacher is not worth copying."""
-    stage_drop: StageDrop
-    max_drop: Annotated[float, Field(ge=0, le=100)]
-    max_drop_upper95: Annotated[float, Field(ge=0, le=100)]
-    """Upper end of the paired-bootstrap interval of the drop."""
-    max_macro_f1_drop: Annotated[float, Field(ge=0, le=100)]
-    max_class_drop: Annotated[float, Field(ge=0, le=100)]
-    """Of recall, in any class, after shrinkage and correction for the number of classes."""
-    class_min_rows: Count
-    """Classes with fewer test rows are not judged one by one."""
-    class_prior_rows: Annotated[float, Field(ge=0)]
-    """Strength of the shrinkage towards the overall drop, in rows."""
-    max_ece: Fraction
-    max_bytes: Count
-    """Of all servable files."""
-    min_parity: Fraction
-    """Share of test texts that the servable files answer as the PyTorch model behind them."""
-
-
-class Release(Section):
-    """Where a passing bundle goes."""
-
-    name: str
-    """Registered model; empty: follows the data."""
-
-
 class Params(Section):
     """All of ``params.yaml``."""
 
@@ -433,6 +339,12 @@ class Params(Section):
         if self.prune.sparsity.method == "lottery" and self.distill.early == 0:
             raise ValueError("distill.early: found 0 with prune.sparsity.method lottery, expected "
                              "a share of the steps such as 0.05")  # fmt: skip
+        asked = any(self.prune.budget.model_dump().values())
+        if asked and self.prune.hidden_keep < 1:
+            raise ValueError(
+                f"prune.hidden_keep: found {self.prune.hidden_keep} with a prune.budget, "
+                "expected 1.0: a budget plans heads and neurons alone"
+            )
         sparsity = self.prune.sparsity
         if sparsity.method != "none" and sparsity.pattern == "2of4" and sparsity.target != 0.5:
             raise ValueError(

@@ -9,22 +9,41 @@ and `deploy` is what then does not happen.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 from tasks.errors import IntegrityError
 from tasks.evaluation.energy import Energy, energy_of
+from tasks.evaluation.evidence import (
+    Answers,
+    declared_slices,
+    from_answers,
+    from_behaviour,
+    texts_of_lengths,
+)
 from tasks.evaluation.footprint import flops
 from tasks.evaluation.hubless import quality
-from tasks.evaluation.latency import Answerer, ColdStart, Latency, cold_start, measure
+from tasks.evaluation.latency import (
+    Answerer,
+    ColdStart,
+    Latency,
+    cold_start,
+    engine_ratio,
+    grid,
+    measure,
+)
 from tasks.evaluation.linear import LinearModel
 from tasks.evaluation.pareto import plot_pareto
+from tasks.evaluation.payback import payback, stage_energy
 from tasks.evaluation.report import Details, Row, render_markdown, summary
 from tasks.evaluation.statistics import (
     detectable_drop,
@@ -35,12 +54,15 @@ from tasks.evaluation.statistics import (
     shrunken_class_drops,
 )
 from tasks.files import write_json
+from tasks.hardware import detect_profile
 from tasks.modeling.checkpoint import checkpoint_bytes, load_checkpoint, parameters
 from tasks.paths import (
     DISTILLED,
+    ELSEWHERE,
     FINETUNED,
     GATE,
     LABELS,
+    METRICS,
     PRUNED,
     QUANTIZED,
     REPORTS,
@@ -63,10 +85,15 @@ from tasks.release.gate import Evidence, judge
 from tasks.release.servable import Servable, artifact_sha256, file_bytes, file_hashes
 from tasks.runtimes.pytorch import PyTorchRuntime
 from tasks.schema import Evaluation, Params
-from tasks.stage import Metrics, run, say
+from tasks.stage import Metrics, read_metrics, run, say
+from tasks.training.logit_cache import stored_texts
 
 CHECKPOINTS = {"distill": DISTILLED, "prune": PRUNED, "finetune": FINETUNED}
 COLD_STARTS = 3
+GRID_CALLS = 8
+"""Of each model in each cell of the latency grid."""
+STAGES = ("fetch", "prepare", "baseline", "teach", "distill", "prune", "finetune", "quantize")
+"""Those before this one: what the pipeline cost so far."""
 
 
 def main(params: Params) -> Metrics:
@@ -113,6 +140,7 @@ def main(params: Params) -> Metrics:
         linear_bytes = linear.save(linear_file)
         speed = measure_speed(linear, linear_file, test.texts, params.evaluation, limit)
     rows = report_rows(measured, speed, linear, linear_bytes, test.texts, limit)
+    answers_of = Answers(test.texts, test.labels, names, logits["teacher"], logits["deploy"])
     result = summary(
         rows,
         gate=verdict.as_dict(),
@@ -121,6 +149,16 @@ def main(params: Params) -> Metrics:
             right["teacher"], right["deploy"], resamples=resamples, seed=seed
         ),
         onnx_fp32_p50=speed.latency.rows["teacher on ONNX Runtime"][1].p50,
+        evidence={
+            **from_answers(answers_of, classes, read_metrics("quantize")),
+            **gather(answers_of, params),
+            "latency": speed.grid,
+            "engine": speed.engine,
+            "energy": payback(
+                stage_energy(METRICS, STAGES),
+                *(speed.energy[name] for name in ("teacher", "deploy")),
+            ),
+        },
     )
     details = Details(
         drop=drop,
@@ -131,6 +169,7 @@ def main(params: Params) -> Metrics:
         latency=speed.latency.rows,
         paired_speed=speed.latency.paired_ratio("teacher", "deploy"),
         profile=params.hardware.profile,
+        measured_on=detect_profile(),
         device=params.hardware.device,
     )
     write_json(SUMMARY, result)
@@ -138,6 +177,25 @@ def main(params: Params) -> Metrics:
     plot_pareto(result, REPORTS / "pareto.png")
     return {**measured, "candidate": candidate, "flip_rate": details.flip_rate,
             "drop": drop.point, "passed": verdict.passed}  # fmt: skip
+
+
+def gather(answers: Answers, params: Params) -> dict[str, Any]:
+    """What teacher and candidate answer where texts are not as test has them."""
+    say("validate: altered texts, slices, texts from elsewhere")
+    limit = params.data.max_length
+    model, tokenizer = load_checkpoint(TEACHER), read_tokenizer(TEACHER, limit)
+    return from_behaviour(
+        answers,
+        lambda texts: logits_of(model, tokenizer, texts),
+        lambda texts: servable_logits(QUANTIZED, texts, answers.names),
+        Tokenizer.from_file(str(QUANTIZED / "tokenizer.json")),
+        params.evaluation,
+        train=read_split(TRAIN).texts,
+        elsewhere=list(stored_texts(ELSEWHERE)),
+        columns=declared_slices(TEST, params.evaluation.slices),
+        max_length=limit,
+        seed=params.seed,
+    )
 
 
 def fit_linear(names: Sequence[str], seed: int) -> LinearModel:
@@ -174,6 +232,8 @@ class Speed:
     """What the clock said of teacher, linear model and candidate."""
 
     latency: Latency
+    grid: list[dict[str, Any]]
+    engine: dict[str, float]
     cold: dict[str, ColdStart]
     energy: dict[str, Energy]
 
@@ -198,14 +258,17 @@ def measure_speed(
     latency = measure(
         answerers, picked, rounds=config.latency_rounds, batches=config.batches, warmup=10
     )
+    engine = engine_ratio(candidate, picked)
+    cells = latency_grid(texts, config, max_length)
     say("validate: cold starts")
     text_file = linear_file.with_name("text")
     text_file.write_text(picked[0], encoding="utf-8")
     places = {"teacher": ("checkpoint", TEACHER), "linear": ("linear", linear_file),
               "deploy": ("servable", QUANTIZED)}  # fmt: skip
     once = [sys.executable, "-m", "tasks.evaluation.answer_once"]
+    repeats = min(COLD_STARTS, config.latency_rounds)
     cold = {
-        name: cold_start([*once, kind, str(path), str(text_file), str(max_length)], COLD_STARTS)
+        name: cold_start([*once, kind, str(path), str(text_file), str(max_length)], repeats)
         for name, (kind, path) in places.items()
     }
     energy = {}
@@ -214,7 +277,29 @@ def measure_speed(
         energy[name] = energy_of(
             answerers[name], picked, seconds=config.energy_seconds, country=config.country
         )
-    return Speed(latency, cold, energy)
+    return Speed(latency, cells, engine, cold, energy)
+
+
+def latency_grid(texts: Sequence[str], config: Evaluation, max_length: int) -> list[dict[str, Any]]:
+    """Teacher and candidate for several lengths and batches, with one thread and with all."""
+    lengths = sorted({min(length, max_length) for length in config.lengths})
+    if not lengths:
+        return []
+    say(f"validate: latency of texts of {', '.join(map(str, lengths))} pieces")
+    tokenizer = read_tokenizer(QUANTIZED, max_length)
+    made = texts_of_lengths(tokenizer, texts, lengths, GRID_CALLS)
+    rows, before = [], torch.get_num_threads()
+    for threads in sorted({1, os.cpu_count() or 1}):
+        candidate = Servable(QUANTIZED, threads=threads)
+        answerers: dict[str, Answerer] = {
+            "teacher": PyTorchRuntime(TEACHER, max_length=max_length, threads=threads).predict,
+            "deploy": lambda batch, served=candidate: [p.label for p in served.predict(batch)],
+        }
+        batches = config.batches if threads == 1 else config.batches[-1:]
+        rows += grid(answerers, made, batches=batches, threads=threads, calls=GRID_CALLS)
+        candidate.close()
+    torch.set_num_threads(before)
+    return rows
 
 
 def report_rows(

@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter_ns
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from tasks.errors import UnavailableError
+from tasks.release.servable import Servable
 
 
 class Answerer(Protocol):
@@ -129,6 +130,54 @@ def measure(
                             answer(calls[index])
                             times[index] = (perf_counter_ns() - begin) / 1e6
     return Latency(timings)
+
+
+def grid(
+    answerers: Mapping[str, Answerer],
+    texts_of: Mapping[int, Sequence[str]],
+    *,
+    batches: Sequence[int],
+    threads: int,
+    calls: int,
+) -> list[dict[str, Any]]:
+    """Latency for every length of text and every batch size, all models in turn.
+
+    Args:
+        texts_of: texts by their length in word pieces.
+        threads: that the models were given; written down.
+        calls: timed calls of each model in each cell.
+    """
+    rows = []
+    for pieces, texts in texts_of.items():
+        for batch in batches:
+            enough = [texts[i % len(texts)] for i in range(calls * batch)]
+            found = measure(answerers, enough, rounds=1, batches=[batch], warmup=2, block=8)
+            rows += [{"model": name, "batch": batch, "pieces": pieces, "threads": threads,
+                      "p50": row.p50, "p95": row.p95, "p99": row.p99,
+                      "texts_per_s": row.throughput_per_s}
+                     for name, by_batch in found.rows.items()
+                     for row in by_batch.values()]  # fmt: skip
+    return rows
+
+
+def engine_ratio(servable: Servable, texts: Sequence[str], *, rounds: int = 3) -> dict[str, float]:
+    """What tokenising and labelling add: p50 from text to label over p50 of the bare engine.
+
+    The engine gets ready token ids; both walk through the same texts, in turn.
+    """
+    ready = {text: servable.encode([text]) for text in texts}
+
+    def whole(batch: list[str]) -> list[str]:
+        return [prediction.label for prediction in servable.predict(batch)]
+
+    def bare(batch: list[str]) -> list[str]:
+        servable.run(*ready[batch[0]])
+        return batch
+
+    found = measure({"whole": whole, "engine": bare}, texts, rounds=rounds, batches=[1], warmup=10)
+    text_to_label, engine = found.rows["whole"][1].p50, found.rows["engine"][1].p50
+    return {"text_to_label_p50": text_to_label, "engine_p50": engine,
+            "ratio": text_to_label / engine}  # fmt: skip
 
 
 def cold_start(

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tasks.evaluation import evidence_markdown
 from tasks.evaluation.energy import NOT_MEASURED, Energy
 from tasks.evaluation.latency import ColdStart, LatencyRow, PairedRatio
 from tasks.evaluation.statistics import ClassDrops, Interval
+from tasks.evaluation.tables import DASH, number, significant, table
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
 
 TEACHER, LINEAR, CANDIDATE = "teacher", "linear", "deploy"
 QUALITY = ("accuracy", "macro_f1", "nll", "ece")
-DASH = "–"
 WORST_CLASSES = 5
 
 
@@ -77,6 +78,8 @@ class Details:
     """Teacher over candidate, text by text."""
     profile: str = ""
     """The hardware profile that the candidate was built for."""
+    measured_on: str = ""
+    """The profile of the machine at hand."""
     device: str = "cpu"
     """Where the models were trained and measured."""
     notes: Sequence[str] = ()
@@ -90,6 +93,7 @@ def summary(
     n: int,
     retained: Interval,
     onnx_fp32_p50: float | None,
+    evidence: Mapping[str, Any] | None = None,
     primary: str = "accuracy",
     split: str = "test",
 ) -> dict[str, Any]:
@@ -101,6 +105,7 @@ def summary(
         n: rows of the split.
         retained: the candidate's primary metric as a share of the teacher's.
         onnx_fp32_p50: the teacher on ONNX Runtime fp32, ms at batch 1.
+        evidence: `tasks.evaluation.evidence`; none where it was not gathered.
 
     Raises:
         ValueError: the first row is not the teacher or the last not the candidate.
@@ -116,6 +121,7 @@ def summary(
         "stages": found,
         "ratios": ratios(found[0], found[-1], retained=retained, onnx_fp32_p50=onnx_fp32_p50),
         "gate": dict(gate),
+        **({} if evidence is None else {"evidence": dict(evidence)}),
     }
 
 
@@ -168,13 +174,13 @@ def _columns() -> list[Column]:
     """Heads and cells of the table of all rows, on the page and in the terminal."""
     return [
         ("stage", lambda row: str(row["stage"])),
-        ("accuracy %", lambda row: _number(row["quality"].get("accuracy"), 2, 100)),
-        ("macro-F1 %", lambda row: _number(row["quality"].get("macro_f1"), 2, 100)),
-        ("ECE", lambda row: _number(row["quality"].get("ece"), 3)),
-        ("bytes", lambda row: _number(row["file_bytes"], 0)),
-        ("p50 ms", lambda row: _significant(_latency(row, "p50"))),
-        ("p95 ms", lambda row: _significant(_latency(row, "p95"))),
-        ("p99 ms", lambda row: _significant(_latency(row, "p99"))),
+        ("accuracy %", lambda row: number(row["quality"].get("accuracy"), 2, 100)),
+        ("macro-F1 %", lambda row: number(row["quality"].get("macro_f1"), 2, 100)),
+        ("ECE", lambda row: number(row["quality"].get("ece"), 3)),
+        ("bytes", lambda row: number(row["file_bytes"], 0)),
+        ("p50 ms", lambda row: significant(_latency(row, "p50"))),
+        ("p95 ms", lambda row: significant(_latency(row, "p95"))),
+        ("p99 ms", lambda row: significant(_latency(row, "p99"))),
         ("energy mWh/1k", _energy),
     ]
 
@@ -216,7 +222,7 @@ def render_markdown(summary: Mapping[str, Any], details: Details) -> str:
         _headline(summary["ratios"]),
         f"Measured on the {summary['split']} split, {summary['n']:,} texts; "
         "latency: batch 1, one thread, text in, label out.",
-        _table([head for head, _ in _columns()], _rows(summary["stages"], _columns())),
+        table([head for head, _ in _columns()], _rows(summary["stages"], _columns())),
         "![quality against size and speed](pareto.png)",
         "## Footprint",
         _footprint(summary["stages"]),
@@ -227,6 +233,7 @@ def render_markdown(summary: Mapping[str, Any], details: Details) -> str:
         "## Worst classes",
         _classes(details),
         *(["## Batches", _batches(details.latency)] if details.latency else []),
+        *evidence_markdown.sections(summary.get("evidence", {})),
         "## What these figures are worth",
         "\n".join(f"- {note}" for note in _notes(summary, details)),
     ]
@@ -235,15 +242,15 @@ def render_markdown(summary: Mapping[str, Any], details: Details) -> str:
 
 def result_markdown(summary: Mapping[str, Any]) -> str:
     """The table of all rows and the headline, for README."""
-    table = _table([head for head, _ in _columns()], _rows(summary["stages"], _columns()))
-    return f"{table}\n\nThe bundle: {_headline(summary['ratios'])}."
+    cells = table([head for head, _ in _columns()], _rows(summary["stages"], _columns()))
+    return f"{cells}\n\nThe bundle: {_headline(summary['ratios'])}."
 
 
 def _headline(ratio: Mapping[str, Any]) -> str:
     interval = ratio["quality_retained_ci95"]
-    kept = f"{_number(ratio['quality_retained'], 2, 100)} % of the teacher's accuracy"
+    kept = f"{number(ratio['quality_retained'], 2, 100)} % of the teacher's accuracy"
     if interval:
-        kept += f" (95 %: {_number(interval[0], 2, 100)} to {_number(interval[1], 2, 100)})"
+        kept += f" (95 %: {number(interval[0], 2, 100)} to {number(interval[1], 2, 100)})"
     return (
         f"{kept}, {_times(ratio['size'])} smaller, {_times(ratio['speed_p50'])} faster at p50 "
         f"({_times(ratio['speed_p50_vs_onnx_fp32'])} against the teacher on ONNX Runtime fp32)"
@@ -253,15 +260,15 @@ def _headline(ratio: Mapping[str, Any]) -> str:
 def _footprint(stages: Sequence[Mapping[str, Any]]) -> str:
     columns: list[Column] = [
         ("stage", lambda row: str(row["stage"])),
-        ("parameters", lambda row: _number(row["parameters"], 0)),
-        ("MFLOPs a text", lambda row: _number(row["flops"], 2, 1e-6)),
-        ("NLL", lambda row: _number(row["quality"].get("nll"), 4)),
-        ("texts per s", lambda row: _number(row["throughput_per_s"], 0)),
-        ("cold start ms", lambda row: _number(row["cold_start_ms"], 0)),
-        ("peak memory MB", lambda row: _number(row["peak_memory_bytes"], 0, 1e-6)),
-        ("g CO2e per 1k", lambda row: _number(row["co2e_g_per_1k"], 5)),
+        ("parameters", lambda row: number(row["parameters"], 0)),
+        ("MFLOPs a text", lambda row: number(row["flops"], 2, 1e-6)),
+        ("NLL", lambda row: number(row["quality"].get("nll"), 4)),
+        ("texts per s", lambda row: number(row["throughput_per_s"], 0)),
+        ("cold start ms", lambda row: number(row["cold_start_ms"], 0)),
+        ("peak memory MB", lambda row: number(row["peak_memory_bytes"], 0, 1e-6)),
+        ("g CO2e per 1k", lambda row: number(row["co2e_g_per_1k"], 5)),
     ]
-    return _table([head for head, _ in columns], _rows(stages, columns))
+    return table([head for head, _ in columns], _rows(stages, columns))
 
 
 def _gate(gate: Mapping[str, Any]) -> str:
@@ -269,11 +276,11 @@ def _gate(gate: Mapping[str, Any]) -> str:
     for check in gate["checks"]:
         digits = 0 if check["metric"] == "bytes" else 4
         bound = "≤" if check["kind"] == "max" else "≥"
-        limit = f"{bound} {_number(check['limit'], digits)}"
+        limit = f"{bound} {number(check['limit'], digits)}"
         verdict = "yes" if check["passed"] else "**no**"
-        rows.append([check["metric"], _number(check["value"], digits), limit, verdict])
+        rows.append([check["metric"], number(check["value"], digits), limit, verdict])
     word = "The candidate **passed**" if gate["passed"] else "The candidate was **refused**"
-    return f"{word}. Drops are in points of 100 against the teacher.\n\n" + _table(
+    return f"{word}. Drops are in points of 100 against the teacher.\n\n" + table(
         ["check", "found", "limit", "passed"], rows
     )
 
@@ -283,10 +290,10 @@ def _against(details: Details) -> str:
     lines = [
         f"Accuracy drop: {drop.point:.2f} points (95 % paired bootstrap: "
         f"{drop.low:.2f} to {drop.high:.2f}).",
-        f"Flips: {_number(details.flip_rate, 2, 100)} % of the texts get another label than "
+        f"Flips: {number(details.flip_rate, 2, 100)} % of the texts get another label than "
         "from the teacher.",
         f"The smallest drop that this split shows with a power of 80 %: "
-        f"{_number(details.detectable_drop, 2)} points.",
+        f"{number(details.detectable_drop, 2)} points.",
     ]
     if details.paired_speed:
         ratio = details.paired_speed
@@ -314,7 +321,7 @@ def _classes(details: Details) -> str:
     ]
     head = ["class", "rows", "recall lost, points", "shrunken", "lower bound"]
     return (
-        _table(head, rows)
+        table(head, rows)
         + f"\n\nShrunken towards the overall drop of {details.classes.overall:.2f} points; the "
         f"bound is corrected for the {len(judged)} judged. The gate judges the largest bound."
     )
@@ -326,7 +333,7 @@ def _batches(latency: Mapping[str, Mapping[int, LatencyRow]]) -> str:
         for batch, row in by_batch.items():
             times = [f"{ms:.3f}" for ms in (row.p50, row.p95, row.p99)]
             rows.append([name, str(batch), *times, f"{row.throughput_per_s:,.0f}"])
-    return _table(["model", "batch", "p50 ms", "p95 ms", "p99 ms", "texts per s"], rows)
+    return table(["model", "batch", "p50 ms", "p95 ms", "p99 ms", "texts per s"], rows)
 
 
 def _notes(summary: Mapping[str, Any], details: Details) -> list[str]:
@@ -356,14 +363,15 @@ def _notes(summary: Mapping[str, Any], details: Details) -> list[str]:
     if details.device == "cpu":
         notes.append("Nothing in this run ran on a GPU.")
     if details.profile:
-        notes.append(f"Built for the hardware profile `{details.profile}`.")
+        measured = f", measured on `{details.measured_on}`" if details.measured_on else ""
+        notes.append(f"Built for the hardware profile `{details.profile}`{measured}.")
     return [*notes, *details.notes]
 
 
 def _energy(row: Mapping[str, Any]) -> str:
     if row["energy_kwh_per_1k"] is None:
         return row["energy_method"] or DASH
-    return f"{_significant(1e6 * row['energy_kwh_per_1k'])} {row['energy_method']}"
+    return f"{significant(1e6 * row['energy_kwh_per_1k'])} {row['energy_method']}"
 
 
 def _latency(row: Mapping[str, Any], name: str) -> float | None:
@@ -372,25 +380,6 @@ def _latency(row: Mapping[str, Any], name: str) -> float | None:
 
 def _rows(stages: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> list[list[str]]:
     return [[cell(row) for _, cell in columns] for row in stages]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *cells])
-
-
-def _number(value: float | None, digits: int, scale: float = 1) -> str:
-    if value is None or not math.isfinite(value):
-        return DASH
-    return f"{value * scale:,.{digits}f}"
-
-
-def _significant(value: float | None) -> str:
-    """Three significant digits, never an exponent."""
-    if value is None or not math.isfinite(value) or value <= 0:
-        return DASH
-    return f"{value:,.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
 
 def _times(value: float | None) -> str:

@@ -152,8 +152,8 @@ def _check_reachable(choices: Sequence[Choice], limits: Mapping[str, float], cos
     )
     raise ParamsError(
         f"{found}, which is what one head and {NEURON_BLOCK} neurons in every layer come to; "
-        "fewer layers (prune.drop_layers), fewer channels (prune.hidden_keep) or fewer word "
-        "pieces (distill.vocabulary.min_count) reach further",
+        "fewer layers (prune.drop_layers) or fewer word pieces (distill.vocabulary.min_count) "
+        "reach further",
         next_command=f"stillroom compress {raised}",
     )
 

@@ -135,14 +135,6 @@ def share_left(keep: float, round: int, rounds: int) -> float:
     return float(keep ** (round / rounds))
 
 
-def shares_of_round(keep: float, round: int, rounds: int) -> float:
-    """Share of what is there before a round, counted from 1, that stays in it: see `share_left`.
-
-    For what is cut by share and not by count; it knows nothing of earlier roundings.
-    """
-    return share_left(keep, round, rounds) / share_left(keep, round - 1, rounds)
-
-
 def keep_best(scores: torch.Tensor, count: int) -> tuple[int, ...]:
     """Positions of the `count` highest scores, ascending; of equal ones the first."""
     best = torch.argsort(scores, descending=True, stable=True)[:count]

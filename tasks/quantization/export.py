@@ -172,7 +172,8 @@ def write_serving(
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """The exporter prints its steps and warns of what it handles itself."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    for name in ("torch.onnx", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("ONNXSCRIPT_VERBOSE", "0")
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -89,7 +89,11 @@ class Servable:
 
     def logits(self, texts: Sequence[str]) -> np.ndarray:
         """Logits ``[batch, classes]`` float32."""
-        return self._runtime.run(*self.encode(texts))
+        return self.run(*self.encode(texts))
+
+    def run(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Logits ``[batch, classes]`` of what `encode` gives: the bare engine."""
+        return self._runtime.run(ids, mask)
 
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """The likeliest label of each text."""

@@ -82,6 +82,20 @@ def test_the_summary_is_of_the_served_bytes(smoke: Run) -> None:
     assert said.split()[0] == manifest["artifact_sha256"]
 
 
+def test_the_evidence_is_whole(smoke: Run) -> None:
+    evidence = read(smoke.workspace / "reports" / "summary.json")["evidence"]
+    assert all(evidence[key] for key in evidence if key not in ("memorisation", "confusions"))
+    assert {row["name"] for row in evidence["robustness"]} >= {"typing errors", "capitals"}
+    own = read(smoke.workspace / "metrics" / "quantize.json")["quantisation"]
+    assert evidence["quantisation"] == own
+    assert evidence["flips"]["rate"] > 0
+    assert evidence["engine"]["ratio"] > 0.5
+    assert [s["stage"] for s in evidence["energy"]["stages"]] == STAGES[:8]
+    page = (smoke.workspace / "reports" / "summary.md").read_text("utf-8")
+    assert "## Robustness" in page
+    assert "## What quantisation cost" in page
+
+
 @pytest.mark.alone
 def test_nothing_to_do_takes_under_fifteen_seconds(smoke: Run) -> None:
     started = time.monotonic()

@@ -105,6 +105,12 @@ def test_sparsity_that_cannot_come_out_is_refused() -> None:
         parse(changed("prune", gradual))
 
 
+def test_a_budget_plans_no_channels() -> None:
+    budget = {"budget": {"bytes": 4_000_000}, "hidden_keep": 0.5}
+    with pytest.raises(ParamsError, match=r"prune\.hidden_keep: found 0\.5 with a prune\.budget"):
+        parse(changed("prune", budget))
+
+
 def test_unknown_keys_are_named_with_the_known_ones() -> None:
     with pytest.raises(ParamsError, match=r"prune\.ffn_kep: unknown key.*ffn_keep"):
         parse(changed("prune.ffn_kep", 0.5))
@@ -139,7 +145,7 @@ def test_every_key_says_what_it_means() -> None:
              "source", "stage_drop", "max_drop", "max_macro_f1_drop", "max_ece", "alpha",
              "temperature", "train", "distill", "prune", "finetune", "sha256",
              "augment", "student", "layers", "heads", "ffn", "pattern", "budget", "sparsity",
-             "swap", "fresh", "elsewhere"}  # fmt: skip
+             "swap", "fresh", "elsewhere", "calibration", "method"}  # fmt: skip
     for section in vars(schema).values():
         if isinstance(section, type) and issubclass(section, BaseModel):
             if section.__name__ in ("Params", "Section", "BaseModel"):

@@ -1,0 +1,214 @@
+"""How teacher and candidate behave off the beaten track.
+
+Both are functions from texts to logits ``[texts, classes]``; what is reported is the candidate
+beside its teacher, since a weakness that both share is not compression's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics import roc_auc_score
+
+from tasks.evaluation.perturbations import PERTURBATIONS, perturbed
+from tasks.evaluation.quality import log_softmax
+from tasks.evaluation.statistics import paired_bootstrap
+
+Logits = Callable[[Sequence[str]], np.ndarray]
+SLICE_ROWS = 20
+"""A slice of fewer texts says nothing."""
+NEAR = 0.7
+"""Cosine of TF-IDF from which on a test text is a near-duplicate of a training text."""
+RESAMPLES = 1000
+
+
+def confidence(logits: np.ndarray) -> np.ndarray:
+    """Largest probability of each row."""
+    return np.asarray(np.exp(log_softmax(logits)).max(-1))
+
+
+def robustness(
+    teacher: Logits,
+    candidate: Logits,
+    texts: Sequence[str],
+    labels: np.ndarray,
+    clean: tuple[np.ndarray, np.ndarray],
+    *,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Accuracy of both on altered texts; drops in points against the same texts as they were.
+
+    Args:
+        clean: answers ``[n]`` of teacher and candidate to the texts as they are.
+    """
+    before = [float((answers == labels).mean()) for answers in clean]
+    rows = []
+    for name, perturbation in PERTURBATIONS.items():
+        altered = perturbed(texts, perturbation, seed)
+        answers = [model(altered).argmax(-1) for model in (teacher, candidate)]
+        after = [float((found == labels).mean()) for found in answers]
+        rows.append({
+            "name": name, "n": len(texts), "teacher": after[0], "candidate": after[1],
+            "teacher_drop": 100 * (before[0] - after[0]),
+            "candidate_drop": 100 * (before[1] - after[1]),
+            "flip_rate": float((answers[1] != clean[1]).mean()),
+        })  # fmt: skip
+    return rows
+
+
+def out_of_distribution(
+    inside: Mapping[str, np.ndarray], outside: Mapping[str, np.ndarray], source: str
+) -> dict[str, Any]:
+    """How well confidence tells texts of the data from texts from elsewhere: AUROC of max softmax.
+
+    Hendrycks & Gimpel 2017, "A Baseline for Detecting Misclassified and Out-of-Distribution
+    Examples".
+
+    Args:
+        inside, outside: logits by model.
+    """
+    found = {}
+    for name, own in inside.items():
+        scores = np.concatenate([confidence(own), confidence(outside[name])])
+        truth = np.arange(len(scores)) < len(own)
+        found[name] = float(roc_auc_score(truth, scores))
+    rows = len(next(iter(outside.values())))
+    return {"source": source, "n": rows, "auroc": found, "score": "max softmax"}
+
+
+def slices(
+    groups: Mapping[str, Sequence[str]], teacher: np.ndarray, candidate: np.ndarray, *, seed: int
+) -> list[dict[str, Any]]:
+    """Accuracy of both in every value of every slice that has rows enough.
+
+    ``gap`` is the candidate's accuracy there minus its accuracy over all, in points; the
+    interval is that of its drop against the teacher there.
+
+    Args:
+        groups: by slice, the value of each text.
+        teacher, candidate: ``[n]`` bool, who is right.
+    """
+    rows = []
+    for name, values in groups.items():
+        column = np.asarray(values, dtype=str)
+        for value in sorted(set(column)):
+            mine = column == value
+            if mine.sum() < SLICE_ROWS:
+                continue
+            drop = paired_bootstrap(teacher[mine], candidate[mine], resamples=RESAMPLES, seed=seed)
+            own, theirs = float(candidate[mine].mean()), float(teacher[mine].mean())
+            rows.append({
+                "slice": name, "value": value, "n": int(mine.sum()), "teacher": theirs,
+                "candidate": own, "gap": 100 * (own - float(candidate.mean())),
+                "teacher_gap": 100 * (theirs - float(teacher.mean())),
+                "low": drop.low, "high": drop.high,
+            })  # fmt: skip
+    return rows
+
+
+def length_terciles(texts: Sequence[str]) -> list[str]:
+    """``short``, ``medium`` or ``long`` for each text, by its number of words."""
+    words = np.array([len(text.split()) for text in texts])
+    low, high = np.percentile(words, [100 / 3, 200 / 3])
+    return ["short" if n <= low else "medium" if n <= high else "long" for n in words]
+
+
+def counterfactuals(
+    teacher: Logits, candidate: Logits, texts: Sequence[str], swaps: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """How often an answer changes with a word that ought not to matter.
+
+    Args:
+        swaps: ``pairs`` of words that are exchanged where they occur, and ``prefixes`` by
+            group, of which every text gets each pair's two in turn.
+    """
+    rows = []
+    pairs = {a: b for one, other in swaps.get("pairs", []) for a, b in ((one, other), (other, one))}
+    changed = [(t, s) for t in texts if (s := swapped(t, pairs)) != t]
+    if changed:
+        rows.append(_flip_rates("words swapped where they occur", changed, teacher, candidate))
+    for name, group in swaps.get("prefixes", {}).items():
+        both = [(f"{a} {t}", f"{b} {t}") for (a, b), t in
+                zip(_around(group, len(texts)), texts, strict=True)]  # fmt: skip
+        rows.append(_flip_rates(name, both, teacher, candidate))
+    return rows
+
+
+def swapped(text: str, pairs: Mapping[str, str]) -> str:
+    """A text with every word that stands in a pair replaced by the other one."""
+    return " ".join(pairs.get(word.lower(), word) for word in text.split(" "))
+
+
+def _around(pairs: Sequence[Sequence[str]], count: int) -> list[Sequence[str]]:
+    return [pairs[i % len(pairs)] for i in range(count)]
+
+
+def _flip_rates(
+    name: str, both: Sequence[tuple[str, str]], teacher: Logits, candidate: Logits
+) -> dict[str, Any]:
+    first, second = [a for a, _ in both], [b for _, b in both]
+    rates = [float((model(first).argmax(-1) != model(second).argmax(-1)).mean())
+             for model in (teacher, candidate)]  # fmt: skip
+    return {"name": name, "n": len(both), "teacher_flip_rate": rates[0],
+            "candidate_flip_rate": rates[1]}  # fmt: skip
+
+
+def memorisation(
+    train: Sequence[str], texts: Sequence[str], logits: np.ndarray, *, seed: int
+) -> dict[str, Any] | None:
+    """Whether test texts that nearly stand in train are answered with more confidence.
+
+    None where there are too few of either kind.
+
+    Args:
+        logits: the candidate's, ``[texts, classes]``.
+    """
+    vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 3)).fit(train)
+    known, asked = vectors.transform(train), vectors.transform(texts)
+    near = np.array([(known @ row.T).max() >= NEAR for row in asked])
+    if min(near.sum(), (~near).sum()) < SLICE_ROWS:
+        return None
+    sure = confidence(logits)
+    generator = np.random.default_rng(seed)
+    means = [[generator.choice(sure[side], side.sum()).mean() for side in (near, ~near)]
+             for _ in range(RESAMPLES)]  # fmt: skip
+    gaps = np.array(means) @ [1.0, -1.0]
+    low, high = np.percentile(gaps, [2.5, 97.5])
+    near_mean, far_mean = float(sure[near].mean()), float(sure[~near].mean())
+    return {"pairs": int(near.sum()), "confidence_near": near_mean, "confidence_far": far_mean,
+            "gap": near_mean - far_mean, "low": float(low), "high": float(high)}  # fmt: skip
+
+
+def long_texts(
+    teacher: Logits,
+    candidate: Logits,
+    texts: Sequence[str],
+    labels: np.ndarray,
+    pieces: Callable[[str], int],
+    max_length: int,
+) -> dict[str, Any]:
+    """Texts that go on with others until they are cut off: the beginning has to be enough.
+
+    Each is a text followed by texts of other labels, so what is cut off is not what is asked.
+    """
+    rows = [" ".join([text, *texts[i + 1 :], *texts[:i]][: max_length // 4]) for i, text in
+            enumerate(texts)]  # fmt: skip
+    cut = float(np.mean([pieces(text) >= max_length for text in rows]))
+    found = [float((model(rows).argmax(-1) == labels).mean()) for model in (teacher, candidate)]
+    return {"source": "test texts, each followed by others", "n": len(rows), "truncated_share": cut,
+            "teacher": found[0], "candidate": found[1]}  # fmt: skip
+
+
+def scripts(
+    candidate: Logits, sentences: Mapping[str, Sequence[str]], unknown_share: Callable[[str], float]
+) -> list[dict[str, Any]]:
+    """What the candidate does with scripts that it was not trained on."""
+    return [
+        {"script": script, "n": len(lines),
+         "unknown_share": float(np.mean([unknown_share(line) for line in lines])),
+         "mean_confidence": float(confidence(candidate(lines)).mean())}
+        for script, lines in sentences.items()
+    ]  # fmt: skip

@@ -1,0 +1,154 @@
+"""Everything that validate finds out beyond quality, size and speed: ``evidence`` of the report.
+
+Each member answers a question that a release manager asks before promoting. Costly ones look at
+no more than `evaluation.evidence_texts` texts of test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import yaml
+from tokenizers import Tokenizer
+
+from tasks.evaluation import behaviour
+from tasks.evaluation.behaviour import Logits
+from tasks.evaluation.comparison import (
+    class_table,
+    confusion_changes,
+    flips,
+    mcnemar,
+    reliability,
+)
+from tasks.evaluation.statistics import ClassDrops
+from tasks.schema import Evaluation
+
+LONG_TEXTS = 128
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Test, and what teacher and candidate said to it."""
+
+    texts: Sequence[str]
+    labels: np.ndarray
+    names: Sequence[str]
+    teacher: np.ndarray
+    """Logits ``[n, classes]``."""
+    candidate: np.ndarray
+
+    @property
+    def right(self) -> tuple[np.ndarray, np.ndarray]:
+        """Who is right where, ``[n]`` bool each."""
+        return (self.teacher.argmax(-1) == self.labels, self.candidate.argmax(-1) == self.labels)
+
+
+def from_answers(
+    answers: Answers, classes: ClassDrops, quantize: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What follows from the answers to test alone, and from what quantize measured."""
+    labels, names = answers.labels, answers.names
+    theirs, own = answers.teacher.argmax(-1), answers.candidate.argmax(-1)
+    return {
+        "calibration": {
+            "temperature": quantize["temperature"],
+            "ece_before": quantize["ece_uncalibrated"],
+            "ece_after": quantize["validation"]["ece"],
+            "bins": {"teacher": reliability(answers.teacher, labels),
+                     "deploy": reliability(answers.candidate, labels)},
+        },
+        "mcnemar": mcnemar(*answers.right),
+        "flips": flips(theirs, own, labels),
+        "per_class": class_table(theirs, own, labels, names, classes),
+        "confusions": confusion_changes(theirs, own, labels, names),
+        "quantisation": quantize["quantisation"],
+    }  # fmt: skip
+
+
+def from_behaviour(
+    answers: Answers,
+    teacher: Logits,
+    candidate: Logits,
+    tokenizer: Tokenizer,
+    config: Evaluation,
+    *,
+    train: Sequence[str],
+    elsewhere: Sequence[str],
+    columns: Mapping[str, Sequence[str]],
+    max_length: int,
+    seed: int,
+) -> dict[str, Any]:
+    """What both answer to texts that are altered, foreign, long, or about someone else.
+
+    Args:
+        teacher, candidate: texts to logits.
+        tokenizer: the candidate's.
+        elsewhere: texts that belong to no class; none leaves the question out.
+        columns: of test, by slice that the user declared.
+    """
+    step = max(len(answers.texts) // config.evidence_texts, 1)
+    texts = list(answers.texts[::step][: config.evidence_texts])
+    labels, theirs, own = (
+        array[::step][: config.evidence_texts]
+        for array in (answers.labels, answers.teacher, answers.candidate)
+    )
+    swaps = yaml.safe_load(Path(config.counterfactual).read_text("utf-8"))
+    unknown = tokenizer.token_to_id("[UNK]") or tokenizer.token_to_id("<unk>")
+
+    def pieces(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def unknown_share(text: str) -> float:
+        return float(np.mean([float(piece == unknown) for piece in pieces(text)] or [0.0]))
+
+    foreign = list(
+        elsewhere[:: max(len(elsewhere) // config.evidence_texts, 1)][: config.evidence_texts]
+    )
+    groups = {"length": behaviour.length_terciles(answers.texts), **columns}
+    return {
+        "robustness": behaviour.robustness(
+            teacher, candidate, texts, labels, (theirs.argmax(-1), own.argmax(-1)), seed=seed
+        ),
+        "ood": None if not foreign else behaviour.out_of_distribution(
+            {"teacher": answers.teacher, "candidate": answers.candidate},
+            {"teacher": teacher(foreign), "candidate": candidate(foreign)}, "data.elsewhere",
+        ),
+        "slices": behaviour.slices(groups, *answers.right, seed=seed),
+        "counterfactual": behaviour.counterfactuals(teacher, candidate, texts, swaps),
+        "memorisation": behaviour.memorisation(train, texts, own, seed=seed),
+        "long_texts": behaviour.long_texts(
+            teacher, candidate, texts[:LONG_TEXTS], labels[:LONG_TEXTS],
+            lambda text: len(pieces(text)) + 2, max_length,
+        ),
+        "scripts": behaviour.scripts(candidate, swaps.get("scripts", {}), unknown_share),
+    }  # fmt: skip
+
+
+def declared_slices(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
+    """The columns of a prepared split that params declare as slices."""
+    if not names:
+        return {}
+    table = pq.read_table(path, columns=list(names))
+    return {name: [str(value) for value in table[name].to_pylist()] for name in names}
+
+
+def texts_of_lengths(tokenizer: Tokenizer, texts: Sequence[str], lengths: Sequence[int],
+                     count: int) -> dict[int, list[str]]:  # fmt: skip
+    """Texts of about so many pieces, made of test texts one after the other and cut by words."""
+    words = " ".join(texts[: 64 * max(lengths)]).split()
+    made: dict[int, list[str]] = {}
+    for length in lengths:
+        rows = []
+        for index in range(count):
+            start = (index * 17) % max(len(words) - length, 1)
+            part = words[start : start + length]
+            while len(part) > 1 and len(tokenizer.encode(" ".join(part)).ids) > length:
+                part.pop()
+            rows.append(" ".join(part))
+        made[length] = rows
+    return made
