@@ -248,6 +248,27 @@ def report(
     Console(width=wide).print(render_terminal(summary))
 
 
+@app.command(epilog="Example: stillroom doctor --json")
+def doctor(as_json: Json = False) -> None:
+    """Say what this machine can do and what is missing; exit 5 if the main job could not run."""
+    from flows import doctor as examination
+    from tasks.params import load
+
+    root = _root()
+    findings = examination.judge(examination.look(root), load(root / "params.yaml"))
+    facts = examination.report(findings)
+    if as_json:
+        _tell(facts, "", as_json)
+    else:
+        for finding in findings:
+            colour = {"ok": "green", "note": "yellow", "problem": "red"}[finding.level]
+            mark = typer.style(f"{finding.level:<8}", fg=colour)
+            typer.echo(f"{mark} {finding.check:<9} {finding.found}")
+            if finding.remedy:
+                typer.echo(f"{'':<19}next: {finding.remedy}")
+    raise typer.Exit(0 if facts["ok"] else UnavailableError.exit_code)
+
+
 def _registry() -> ModuleType:
     """The registry's moves. Looking for garbage would take a third of their two seconds."""
     gc.disable()

@@ -10,6 +10,7 @@ authors made it. Unlabelled texts, where there are any, lose what stands in any 
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -28,9 +29,12 @@ def main(params: Params) -> Metrics:
     raw = {path.stem: path for path in sorted(RAW.iterdir())}
     unlabelled, elsewhere = raw.pop("unlabelled", None), raw.pop("elsewhere", None)
     splits = {
-        split: read_table(path, f"data.{split}", data.text_column, data.label_column)
+        split: read_table(
+            path, f"data.{split}", data.text_column, data.label_column,
+            further=params.evaluation.slices if split == "test" else (),
+        )
         for split, path in raw.items()
-    }
+    }  # fmt: skip
     if "validation" not in splits:
         splits["train"], splits["validation"] = split_off(
             splits["train"], data.validation_fraction, params.seed
@@ -76,9 +80,17 @@ def main(params: Params) -> Metrics:
 
 
 def read_table(
-    path: Path, key: str, text_column: str, label_column: str | None = None
+    path: Path,
+    key: str,
+    text_column: str,
+    label_column: str | None = None,
+    *,
+    further: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Read CSV, TSV, JSONL or Parquet into string columns ``text`` and, if one is named, ``label``.
+
+    Args:
+        further: columns that are kept under their own names: `evaluation.slices`.
 
     Raises:
         DataError: unreadable, no UTF-8, empty, or a column is missing or holds gaps.
@@ -101,13 +113,25 @@ def read_table(
     columns = {"text": text_column}
     if label_column is not None:
         columns["label"] = label_column
+    if clash := {"text", "label"} & set(further):
+        raise DataError(
+            f"evaluation.slices: found {sorted(clash)[0]!r}, expected columns of other names",
+            next_command="stillroom compress --set evaluation.slices=[]",
+        )
+    for column in further:
+        if column not in frame.columns:
+            raise DataError(
+                f"evaluation.slices: {key} has columns {', '.join(map(str, frame.columns))}; "
+                f"expected {column!r}",
+                next_command="stillroom compress --set evaluation.slices=[NAME]",
+            )
     for name, column in columns.items():
         if column not in frame.columns:
             raise DataError(
                 f"{key}: found columns {', '.join(map(str, frame.columns))}; expected {column!r}",
                 next_command=f"stillroom compress --set data.{name}_column=NAME",
             )
-    frame = frame[list(columns.values())].set_axis(list(columns), axis=1)
+    frame = frame[[*columns.values(), *further]].set_axis([*columns, *further], axis=1)
     check_rows(frame, key)
     return frame.astype(str)
 

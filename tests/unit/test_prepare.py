@@ -36,6 +36,18 @@ def test_four_formats_read_alike(tmp_path: Path, suffix: str) -> None:
     pd.testing.assert_frame_equal(read_table(path, "data.train", "Body", "Class"), FRAME)
 
 
+def test_declared_slices_stay_beside_text_and_label(tmp_path: Path) -> None:
+    path = tmp_path / "test.csv"
+    FRAME.assign(source=list("wwvv"), other="x").to_csv(path, index=False)
+    found = read_table(path, "data.test", "text", "label", further=("source",))
+    assert list(found.columns) == ["text", "label", "source"]
+    assert found["source"].tolist() == list("wwvv")
+    with pytest.raises(DataError, match=r"evaluation\.slices: data\.test has columns .*'sauce'"):
+        read_table(path, "data.test", "text", "label", further=("sauce",))
+    with pytest.raises(DataError, match=r"evaluation\.slices: found 'label'"):
+        read_table(path, "data.test", "text", "label", further=("label",))
+
+
 def test_words_that_pandas_takes_for_gaps_are_words(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text("text,label\nNA,null\nnone,NaN\n")
     read = read_table(tmp_path / "train.csv", "data.train", "text", "label")
