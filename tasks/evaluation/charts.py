@@ -128,7 +128,8 @@ def scatter(
     parts.append(_steps([(x(p.x), y(max(p.y, foot))) for p in front], right))
     places = [(x(p.x), y(max(p.y, foot))) for p in points]
     labels = [", ".join(p.names) + (f" {p.y:.1f} %" if p.below else "") for p in points]
-    boxes = place_labels(places, [len(label) * CHARACTER for label in labels], (0, WIDTH))
+    widths = [len(label) * CHARACTER for label in labels]
+    boxes = place_labels(places, widths, (0, WIDTH), floor=bottom)
     for point, (px, py), label, (lx, ly) in zip(points, places, labels, boxes, strict=True):
         hint = f"{', '.join(point.names)}: {point.y:.2f} %, {x_text(point.x)}"
         parts.append(_marker(point, px, py, hint))
@@ -137,17 +138,28 @@ def scatter(
 
 
 def place_labels(
-    places: Sequence[tuple[float, float]], widths: Sequence[float], reach: tuple[float, float]
+    places: Sequence[tuple[float, float]],
+    widths: Sequence[float],
+    reach: tuple[float, float],
+    *,
+    floor: float,
 ) -> list[tuple[float, float]]:
     """Where labels stand so that they cover neither points nor each other, as far as they can.
 
     Each takes the first free place of above, below, right, left and further away, in the order
     of the points; where none is free, the one that covers least.
 
+    Args:
+        places: of the points, px.
+        widths: of the labels, px.
+        reach: left and right end of the drawing, px.
+        floor: beneath it stand the ticks, px.
+
     Returns:
         For each label the middle of its base line, px.
     """
     taken = [(px - 6, py - 6, px + 6, py + 6) for px, py in places]
+    taken.append((reach[0], floor + 2, reach[1], floor + 99))
     found = []
     for (px, py), width in zip(places, widths, strict=True):
         half = width / 2
@@ -219,7 +231,7 @@ def bars(
     x = Scale(low, high, 2 + (room if low < 0 else 0), WIDTH - room)
     parts, top = [], 0.0
     for row in rows:
-        name = row.label if len(row.label) <= 52 else f"{row.label[:51]}…"
+        name = row.label if len(row.label) <= 56 else f"{row.label[:55]}…"
         parts.append(_text(2, top + 11, name, "name"))
         top += 16
         first = top

@@ -226,7 +226,7 @@ def _stages(stages: Sequence[Record]) -> Section:
         ("cold start", lambda row: milliseconds(row["cold_start_ms"])),
         ("peak memory", lambda row: size(row["peak_memory_bytes"])),
         ("energy per 1,000", lambda row: energy(row["energy_kwh_per_1k"])),
-        ("method", lambda row: str(row["energy_method"] or DASH)),
+        ("energy method", lambda row: str(row["energy_method"] or DASH)),
     ]
     caption = "Latency: batch 1, one thread, text in, label out; – where nothing was measured."
     body = "".join(
