@@ -32,6 +32,7 @@ from tasks.evaluation.evidence import (
 )
 from tasks.evaluation.footprint import flops
 from tasks.evaluation.hubless import quality
+from tasks.evaluation.lasting import lasting
 from tasks.evaluation.latency import (
     Answerer,
     ColdStart,
@@ -178,7 +179,7 @@ def main(params: Params) -> Metrics:
     write_text(REPORTS / "index.html", render_page(result, notes(result, details)))
     plot_pareto(result, REPORTS / "pareto.png")
     return {**measured, "candidate": candidate, "flip_rate": details.flip_rate,
-            "drop": drop.point, "passed": verdict.passed}  # fmt: skip
+            "drop": drop.point, "passed": verdict.passed, "evidence": lasting(result)}  # fmt: skip
 
 
 def gather(answers: Answers, params: Params) -> dict[str, Any]:
