@@ -19,6 +19,7 @@ from tasks.evaluation.charts import (
 )
 from tasks.evaluation.figures import energy, percent, signed, significant, size, times
 from tasks.evaluation.page import render_page
+from tasks.evaluation.page_style import STYLE
 from tests.report_example import BREAKOUT, rich_summary
 
 VOID = {"meta", "link", "br", "img"}
@@ -245,3 +246,24 @@ def test_what_was_measured_nowhere_is_a_dash_and_a_refusal_says_why() -> None:
     assert "Against latency" not in text
     assert "Against energy" not in text
     assert "less energy" not in text
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(scheme: str) -> None:
+    """A ratio of 4.5 at least, WCAG 2.2's level AA, in every colour that words are set in."""
+    blocks = re.findall(r":root \{(.*?)\}", STYLE, re.DOTALL)
+    colours = dict(re.findall(r"--([\w-]+): (#\w{6})", blocks[scheme == "dark"]))
+    pairs = [(name, "card") for name in ("ink", "soft", "teacher", "linear", "stage", "candidate",
+                                         "good", "bad")]  # fmt: skip
+    pairs += [("ink", "ground"), ("soft", "ground"), ("stage", "ground"), ("good", "good-ground"),
+              ("bad", "bad-ground"), ("ink", "bad-ground")]  # fmt: skip
+    for front, back in pairs:
+        light, dim = sorted((luminance(colours[front]), luminance(colours[back])), reverse=True)
+        assert (light + 0.05) / (dim + 0.05) >= 4.5, f"{front} on {back}"
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of sRGB as WCAG defines it."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
