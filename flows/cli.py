@@ -221,6 +221,9 @@ def report(
         Path | None, typer.Option(metavar="DIR", help="Of this workspace, not of the checkout.")
     ] = None,
     write: Page = None,
+    html: Annotated[
+        bool, typer.Option("--html", help="Print only where the page with the pictures is.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Print the table of the last run: teacher, linear model, every stage, the bundle."""
@@ -230,6 +233,15 @@ def report(
             f"{file}: found no report, expected one of a finished run",
             next_command="stillroom compress",
         )
+    page = file.with_name("index.html").resolve()
+    if html:
+        if not page.is_file():
+            raise UnavailableError(
+                f"{page}: found no page, expected one beside summary.json",
+                next_command="dvc checkout reports/index.html, or dvc repro validate",
+            )
+        _tell({"page": str(page)}, str(page), as_json)
+        return
     summary = json.loads(file.read_text("utf-8"))
     if write is not None:
         from tasks.evaluation.readme import write_result
@@ -246,6 +258,8 @@ def report(
 
     wide = None if sys.stdout.isatty() else 140  # a pipe has no width: cut nothing off
     Console(width=wide).print(render_terminal(summary))
+    if sys.stdout.isatty() and page.is_file():
+        print(page)
 
 
 @app.command(epilog="Example: stillroom doctor --json")

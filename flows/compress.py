@@ -48,7 +48,7 @@ DEFAULT_TIMEOUT_S = 12 * HOURS
 FETCH_RETRY_S = [5.0, 20.0]
 """Waits before the second and third try of a fetch that found the network away."""
 DOCUMENTS = ("params.yaml", "dvc.lock", "metrics/gate.json", "reports/summary.json",
-             "reports/summary.md", "reports/pareto.png")  # fmt: skip
+             "reports/summary.md", "reports/index.html", "reports/pareto.png")  # fmt: skip
 """Kept with a registered version, as far as they exist."""
 
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from flows import dvc
 from tasks import home
 from tasks.tracking import read_json
 
@@ -59,7 +60,21 @@ def release(root: Path) -> dict[str, Any]:
             if row.get("latency_ms")
         ],
         "ratios": summary.get("ratios", {}),
+        "cost": costs(root),
     }
+
+
+def costs(root: Path) -> list[dict[str, Any]]:
+    """Time and energy of each stage's last run, with the method; not of the model card, which
+    is the same for the same model.
+    """
+    found = []
+    for stage in dvc.stages(root):
+        runtime = read_json(root / "metrics" / f"{stage}.runtime.json")
+        if runtime:
+            keys = ("work_s", "cpu_s", "peak_memory_bytes", "energy_kwh", "energy_method")
+            found.append({"stage": stage, **{key: runtime.get(key) for key in keys}})
+    return found
 
 
 def _git(root: Path, *arguments: str) -> str:

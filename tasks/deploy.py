@@ -57,7 +57,8 @@ def main(params: Params) -> Metrics:
         "gate": verdict.as_dict(),
     }
     write_json(DEPLOYED / "manifest.json", manifest)
-    card = render(manifest, {stage: read_metrics(stage) for stage in LINEAGE})
+    lineage = {stage: read_metrics(stage) for stage in LINEAGE}
+    card = render(manifest, lineage, validated.get("evidence"))
     (DEPLOYED / "MODEL_CARD.md").write_text(card, encoding="utf-8")
     Servable(DEPLOYED).close()
     say(f"deploy: {file_bytes(DEPLOYED) / 1e6:.2f} MB, artifact {sha256[:12]}")

@@ -32,6 +32,7 @@ from tasks.evaluation.evidence import (
 )
 from tasks.evaluation.footprint import flops
 from tasks.evaluation.hubless import quality
+from tasks.evaluation.lasting import lasting
 from tasks.evaluation.latency import (
     Answerer,
     ColdStart,
@@ -42,9 +43,10 @@ from tasks.evaluation.latency import (
     measure,
 )
 from tasks.evaluation.linear import LinearModel
+from tasks.evaluation.page import render_page
 from tasks.evaluation.pareto import plot_pareto
 from tasks.evaluation.payback import payback, stage_energy
-from tasks.evaluation.report import Details, Row, render_markdown, summary
+from tasks.evaluation.report import Details, Row, notes, render_markdown, summary
 from tasks.evaluation.statistics import (
     detectable_drop,
     discordance,
@@ -53,7 +55,7 @@ from tasks.evaluation.statistics import (
     retained_interval,
     shrunken_class_drops,
 )
-from tasks.files import write_json
+from tasks.files import write_json, write_text
 from tasks.hardware import detect_profile
 from tasks.modeling.checkpoint import checkpoint_bytes, load_checkpoint, parameters
 from tasks.paths import (
@@ -174,9 +176,10 @@ def main(params: Params) -> Metrics:
     )
     write_json(SUMMARY, result)
     (REPORTS / "summary.md").write_text(render_markdown(result, details), encoding="utf-8")
+    write_text(REPORTS / "index.html", render_page(result, notes(result, details)))
     plot_pareto(result, REPORTS / "pareto.png")
     return {**measured, "candidate": candidate, "flip_rate": details.flip_rate,
-            "drop": drop.point, "passed": verdict.passed}  # fmt: skip
+            "drop": drop.point, "passed": verdict.passed, "evidence": lasting(result)}  # fmt: skip
 
 
 def gather(answers: Answers, params: Params) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def _point(row: Mapping[str, Any], primary: str) -> dict[str, Any]:
 
 def _panel(axes: Any, points: Sequence[Mapping[str, Any]], axis: str, label: str) -> None:
     """One scatter of quality over ``axis``; better is up and to the left."""
-    shown = _merged([p for p in points if p[axis] is not None and p["quality"] is not None], axis)
+    shown = merged([p for p in points if p[axis] is not None and p["quality"] is not None], axis)
     best = [shown[i] for i in pareto_front(shown, ["quality"], [axis])]
     front = sorted(best, key=lambda point: float(point[axis]))
     costs, qualities = [p[axis] for p in front], [p["quality"] for p in front]
@@ -112,7 +112,7 @@ def _panel(axes: Any, points: Sequence[Mapping[str, Any]], axis: str, label: str
         )
 
 
-def _merged(points: Sequence[Mapping[str, Any]], axis: str) -> list[dict[str, Any]]:
+def merged(points: Sequence[Mapping[str, Any]], axis: str) -> list[dict[str, Any]]:
     """Points that would cover each other as one, with all their names."""
     found: list[dict[str, Any]] = []
     for point in points:

@@ -235,7 +235,7 @@ def render_markdown(summary: Mapping[str, Any], details: Details) -> str:
         *(["## Batches", _batches(details.latency)] if details.latency else []),
         *evidence_markdown.sections(summary.get("evidence", {})),
         "## What these figures are worth",
-        "\n".join(f"- {note}" for note in _notes(summary, details)),
+        "\n".join(f"- {note}" for note in notes(summary, details)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -336,9 +336,10 @@ def _batches(latency: Mapping[str, Mapping[int, LatencyRow]]) -> str:
     return table(["model", "batch", "p50 ms", "p95 ms", "p99 ms", "texts per s"], rows)
 
 
-def _notes(summary: Mapping[str, Any], details: Details) -> list[str]:
+def notes(summary: Mapping[str, Any], details: Details) -> list[str]:
+    """What the figures are worth, a sentence each, for `summary.md` and the page."""
     methods = _methods(summary)
-    notes = [
+    lines = [
         "Size is all files that answering needs, tokenizer included. Quality, size and speed of "
         "the candidate are those of the served bytes, through the serving loader.",
         "Models were timed interleaved, on the same texts, with one thread each; p50 speed is "
@@ -346,26 +347,26 @@ def _notes(summary: Mapping[str, Any], details: Details) -> list[str]:
         "One seed: a claim narrower than the spread of seeds needs the mean of three or more.",
     ]
     if beaten_by_linear(summary):
-        notes.insert(
+        lines.insert(
             0,
             "**The linear model beats the candidate on all axes (quality, bytes, latency): "
             "this student is not worth shipping.**",
         )
     if methods == [NOT_MEASURED]:
-        notes.append("Energy was not measured: that takes loops of at least 30 s a model.")
+        lines.append("Energy was not measured: that takes loops of at least 30 s a model.")
     else:
-        notes.append(f"Energy method: {', '.join(methods)}.")
+        lines.append(f"Energy method: {', '.join(methods)}.")
     if "estimated" in methods:
-        notes.append(
+        lines.append(
             "Estimated energy is watts assumed times seconds: its ratio repeats the speed ratio "
             "and says nothing more. It decides nothing in the gate."
         )
     if details.device == "cpu":
-        notes.append("Nothing in this run ran on a GPU.")
+        lines.append("Nothing in this run ran on a GPU.")
     if details.profile:
         measured = f", measured on `{details.measured_on}`" if details.measured_on else ""
-        notes.append(f"Built for the hardware profile `{details.profile}`{measured}.")
-    return [*notes, *details.notes]
+        lines.append(f"Built for the hardware profile `{details.profile}`{measured}.")
+    return [*lines, *details.notes]
 
 
 def _energy(row: Mapping[str, Any]) -> str:

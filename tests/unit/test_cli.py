@@ -232,6 +232,19 @@ def test_report_prints_the_summary(
     assert "\x1b" not in printed
 
 
+def test_report_says_where_the_page_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "summary.json").write_text("{}")
+    page = tmp_path / "reports" / "index.html"
+    assert main(monkeypatch, "report", "--workspace", str(tmp_path), "--html") == 5
+    assert f"{page}: found no page" in capsys.readouterr().err
+    page.write_text("<!DOCTYPE html>")
+    assert main(monkeypatch, "report", "--workspace", str(tmp_path), "--html") == 0
+    assert capsys.readouterr().out == f"{page}\n"
+
+
 # --- the model that is meant -----------------------------------------------------------
 
 

