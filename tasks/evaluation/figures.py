@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-DASH, MINUS, THIN = "–", "\u2212", "\u202f"
+DASH, MINUS = "–", "\u2212"
 SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B"))
 ENERGIES = ((1.0, "kWh"), (1e-3, "Wh"), (1e-6, "mWh"), (1e-9, "µWh"))
 
@@ -28,7 +28,7 @@ def fixed(value: float | None, digits: int) -> str:
     """So many digits after the point."""
     if value is None or not known(value):
         return DASH
-    return f"{value:,.{digits}f}".replace("-", MINUS)
+    return f"{round(value, digits) + 0.0:,.{digits}f}".replace("-", MINUS)  # no minus zero
 
 
 def count(value: float | None) -> str:

@@ -230,10 +230,9 @@ def _stages(stages: Sequence[Record]) -> Section:
     ]
     caption = "Latency: batch 1, one thread, text in, label out; – where nothing was measured."
     body = "".join(
-        table(said, [name, *(c for c in columns if any(c[1](row) != DASH for row in stages))],
-              stages, bold=CANDIDATE)
+        table(said, [name, *columns], stages, bold=CANDIDATE)
         for said, columns in ((caption, quality), ("Footprint of each model", footprint))
-    )  # fmt: skip
+    )
     return Section("stages", "Every model of the chain", body)
 
 

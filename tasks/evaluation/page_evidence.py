@@ -158,7 +158,7 @@ def quantisation(found: Record | None) -> Section | None:
     if found.get("kept_float"):
         lines.append("Kept in float: " + ", ".join(f"`{n}`" for n in found["kept_float"]) + ".")
     if found.get("action"):
-        lines.append(f"What was done: {found['action']}")
+        lines.append(f"Action: {found['action']}")
     body = facts(lines) + pair(_sensitivity(found), _tried(found))
     return Section("quantisation", "What quantisation cost", body) if body else None
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from tasks.evaluation.figures import DASH
+
 Record = Mapping[str, Any]
 Column = tuple[str, Callable[[Record], str]]
 KEY = (("teacher", "teacher"), ("candidate", "candidate"))
@@ -40,6 +42,8 @@ def table(
 ) -> str:
     """A table whose first column heads its rows; wide ones scroll in a frame of their own.
 
+    A further column without a single figure is left out.
+
     Args:
         caption: what it shows.
         columns: heads and cells.
@@ -47,6 +51,8 @@ def table(
         words: heads of further columns that hold text, not figures.
         bold: the row of this first cell stands out.
     """
+    told = [c for c in columns[1:] if any(c[1](row) != DASH for row in rows)]
+    columns = [columns[0], *told]
     heads = "".join(
         f'<th scope="col"{_words(head, words)}>{escape(head)}</th>' for head, _ in columns
     )
@@ -55,7 +61,7 @@ def table(
         first, *others = [(head, cell(row)) for head, cell in columns]
         mark = ' class="candidate"' if bold is not None and first[1] == bold else ""
         cells = "".join(f"<td{_words(h, words)}>{_verdict(text)}</td>" for h, text in others)
-        lines.append(f'<tr{mark}><th scope="row">{escape(first[1])}</th>{cells}</tr>')
+        lines.append(f'<tr{mark}><th scope="row">{_breakable(first[1])}</th>{cells}</tr>')
     return (
         f'<div><p class="caption">{escape(caption)}</p>'
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(caption)}">'
@@ -78,7 +84,7 @@ def charts(*figures: str) -> str:
 
 def pair(drawn: str, told: str) -> str:
     """A chart and its table, side by side where there is room."""
-    return f'<div class="charts pair">{drawn}{told}</div>' if drawn or told else ""
+    return f'<div class="charts pair">{drawn}{told}</div>' if drawn and told else drawn + told
 
 
 def key(entries: Sequence[tuple[str, str]] = KEY) -> str:
@@ -115,4 +121,9 @@ def _words(head: str, words: Sequence[str]) -> str:
 
 def _verdict(text: str) -> str:
     """Yes and no in colour as well as in words."""
-    return f'<span class="{text}">{text}</span>' if text in ("yes", "no") else escape(text)
+    return f'<span class="{text}">{text}</span>' if text in ("yes", "no") else _breakable(text)
+
+
+def _breakable(text: str) -> str:
+    """Escaped, and free to go on in the next line after an underscore, as labels have them."""
+    return escape(text).replace("_", "_<wbr>")

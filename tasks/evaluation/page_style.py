@@ -3,11 +3,11 @@
 STYLE = """
 :root { color-scheme: light dark;
   --ground: #f6f7f8; --card: #ffffff; --ink: #16202b; --soft: #55616e; --rule: #dfe3e8;
-  --good: #146c3c; --good-ground: #e3f4ea; --bad: #a8201a; --bad-ground: #fdeaea;
+  --shade: #aeb8c2; --good: #146c3c; --good-ground: #e3f4ea; --bad: #a8201a; --bad-ground: #fdeaea;
   --teacher: #a85a00; --linear: #5f6b7a; --stage: #2b62c9; --candidate: #13784a; }
 @media (prefers-color-scheme: dark) { :root {
   --ground: #101418; --card: #181e24; --ink: #e8edf2; --soft: #a3afbb; --rule: #313a44;
-  --good: #6fdc9f; --good-ground: #12321f; --bad: #ff9b94; --bad-ground: #421a1a;
+  --shade: #46525e; --good: #6fdc9f; --good-ground: #12321f; --bad: #ff9b94; --bad-ground: #421a1a;
   --teacher: #f0a24b; --linear: #a7b2bf; --stage: #7fa9f7; --candidate: #53cf92; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--ground); color: var(--ink); line-height: 1.5;
@@ -47,7 +47,11 @@ figure { margin: 0; min-width: 0; max-width: 420px; }
 .pair { grid-template-columns: minmax(0, 1fr); }
 @media (min-width: 880px) { .pair { grid-template-columns: minmax(0, 400px) minmax(0, 1fr); } }
 svg { display: block; width: 100%; height: auto; overflow: visible; }
-.scroll { overflow-x: auto; margin: 12px 0; }
+.scroll { overflow-x: auto; margin: 12px 0; background:
+    linear-gradient(var(--card), var(--card)) 0 0 / 20px 100% no-repeat local,
+    linear-gradient(var(--card), var(--card)) 100% 0 / 20px 100% no-repeat local,
+    linear-gradient(to left, var(--shade), transparent) 100% 0 / 12px 100% no-repeat,
+    linear-gradient(to right, var(--shade), transparent) 0 0 / 12px 100% no-repeat; }
 .scroll:focus-visible { outline: 2px solid var(--stage); outline-offset: 2px; }
 table { border-collapse: collapse; font-size: .875rem; font-variant-numeric: tabular-nums;
   min-width: min(100%, 640px); }
@@ -58,7 +62,7 @@ th, td { padding: 6px 12px 6px 0; text-align: right; border-bottom: 1px solid va
 th:first-child, td:first-child, .words { text-align: left; }
 .words { white-space: normal; min-width: 12ch; }
 thead th { color: var(--soft); font-weight: 500; vertical-align: bottom; }
-tbody th { font-weight: 500; white-space: normal; min-width: 11ch; overflow-wrap: anywhere; }
+tbody th { font-weight: 500; white-space: normal; min-width: 12ch; overflow-wrap: anywhere; }
 tr.candidate th, tr.candidate td { font-weight: 700; }
 .yes { color: var(--good); } .no { color: var(--bad); font-weight: 700; }
 details { margin: 12px 0 0; } summary { cursor: pointer; color: var(--soft); font-size: .875rem; }

@@ -22,7 +22,7 @@ from tasks.evaluation.page import render_page
 from tasks.evaluation.page_style import STYLE
 from tests.report_example import BREAKOUT, rich_summary
 
-VOID = {"meta", "link", "br", "img"}
+VOID = {"meta", "link", "br", "img", "wbr"}
 
 
 class Markup(HTMLParser):
@@ -169,7 +169,9 @@ def test_figures_are_as_people_read_them() -> None:
     ]  # fmt: skip
     assert [size(v) for v in (4_230_793, 512, 91_457_259)] == ["4.23 MB", "512 B", "91.5 MB"]
     assert [energy(v) for v in (3.01e-6, 0.0253, None)] == ["3.01 mWh", "25.3 Wh", "–"]
-    assert [signed(v, 1) for v in (1.25, -0.06, 0.01)] == ["+1.2", "\u22120.1", "0.0"]
+    assert [signed(v, 1) for v in (1.25, -0.06, 0.01, -0.01)] == [
+        "+1.2", "\u22120.1", "0.0", "0.0",
+    ]  # fmt: skip
     assert (percent(0.91623), percent(None), times(float("nan"))) == ("91.62 %", "–", "–")
 
 
@@ -205,6 +207,16 @@ def test_a_section_without_evidence_is_not_there() -> None:
     page = Markup(render_page(bare))
     assert page.ids[::2] == ["fronts", "stages", "gate"]
     assert [link for link in page.links if link != "data:,"] == ["#fronts", "#stages", "#gate"]
+
+
+def test_a_column_without_a_figure_is_left_out() -> None:
+    summary = rich_summary()
+    for tried in summary["evidence"]["quantisation"]["tried"]:
+        del tried["p50_ms"]
+    heads = re.findall(r'<th scope="col"[^>]*>([^<]*)</th>', render_page(summary))
+    form = heads.index("form")
+    assert heads[form : form + 5] == ["form", "accuracy", "KL, nats", "flipped", "size"]
+    assert heads[form + 5] != "p50 ms"
 
 
 def test_each_section_leaves_with_its_evidence() -> None:
