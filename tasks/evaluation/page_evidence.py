@@ -120,11 +120,11 @@ def classes(per_class: Sequence[Record] | None, confusions: Sequence[Record] | N
             ("teacher's recall", lambda c: percent(c["teacher_recall"], 1)),
             ("candidate's recall", lambda c: percent(c["candidate_recall"], 1)),
             ("lost, points", lambda c: signed(c["drop"], 1)),
-            ("shrunken", lambda c: signed(c.get("shrunken"), 1)),
+            ("shrunken to the overall", lambda c: signed(c.get("shrunken"), 1)),
             ("lower bound", lambda c: signed(c.get("lower"), 1)),
         ]  # fmt: skip
         body += more(f"All {len(ranked)} classes", table(
-            "Recall by class; shrunken towards the overall drop", columns, ranked))  # fmt: skip
+            "Recall by class, what lost most first", columns, ranked))  # fmt: skip
     if confusions:
         columns = [
             ("label", lambda c: str(c["label"])), ("answered", lambda c: str(c["answered"])),
@@ -262,7 +262,9 @@ def elsewhere(evidence: Mapping[str, Any]) -> Section | None:
             ("unknown pieces", lambda s: percent(s["unknown_share"], 1)),
             ("mean confidence", lambda s: fixed(s["mean_confidence"], 3)),
         ]  # fmt: skip
-        body = table("Other scripts: it cannot read them, and should not be sure", columns, scripts)
+        body = table(
+            "Other scripts: it never learned them, and should not be sure", columns, scripts
+        )
     return Section("elsewhere", "Texts from elsewhere, and from too near", facts(lines) + body
                    ) if lines or body else None  # fmt: skip
 
