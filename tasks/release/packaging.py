@@ -36,6 +36,7 @@ LOADER = (
     "tasks/processor.py",
     "tasks/release/__init__.py",
     "tasks/release/servable.py",
+    "tasks/release/soundness.py",
     "tasks/runtimes/__init__.py",
     "tasks/runtimes/onnx.py",
 )
