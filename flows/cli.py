@@ -262,6 +262,28 @@ def report(
         print(page)
 
 
+@app.command("compare-peers", epilog="Example: stillroom compare-peers --peer onnxruntime-int8")
+def compare_peers(
+    workspace: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A finished run; the checkout by default.")
+    ] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this one; may be repeated.")
+    ] = None,
+    split: Annotated[str, typer.Option(metavar="NAME", help="test or validation.")] = "test",
+    write: Page = None,
+    as_json: Json = False,
+) -> None:
+    """The same teacher through other tools: accuracy, bytes, p50 and throughput beside ours.
+
+    Peers whose packages do not go with ours get an environment of their own on first use.
+    """
+    from flows.compare_peers import run
+
+    place = workspace or _root()
+    raise typer.Exit(run(place, peers=list(peer or ()), split=split, write=write, as_json=as_json))
+
+
 @app.command(epilog="Example: stillroom doctor --json")
 def doctor(as_json: Json = False) -> None:
     """Say what this machine can do and what is missing; exit 5 if the main job could not run."""

@@ -371,6 +371,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def count_opening(experiment: str, name: str) -> None:
+    """Record that something beside `validate` has opened test, so that it is counted with them."""
+    uri = home.tracking_uri()
+    client = connect(uri)
+    place = experiment_id(client, experiment, uri)
+    run = client.create_run(place, run_name=name, tags={"stage": OPENS_TEST, "opened_by": name})
+    client.set_terminated(run.info.run_id)
+
+
 def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested mapping → ``section.key`` to text."""
     flat: dict[str, str] = {}

@@ -23,10 +23,15 @@ NOT_RUN = {"make test": "it is what runs this"}
 AS_MAIN = ["stillroom", "compress", "--recipe", "smoke", "--set", "release.name=banking77"]
 """What `make run` does, on a few hundred rows and under the name that the main job has."""
 HEADLINE = "stillroom ablate --recipe headline --technique none --seeds 3 --split test"
-OVERLAID = {"make run": [*AS_MAIN, "--promote"], HEADLINE: [*HEADLINE.split(), "--dry-run"]}
+PEERS = "stillroom compare-peers"
+OVERLAID = {
+    "make run": [*AS_MAIN, "--promote"],
+    HEADLINE: [*HEADLINE.split(), "--dry-run"],
+    PEERS: [*PEERS.split(), "--peer", "onnxruntime-int8"],  # the others install gigabytes
+}
 BEFORE = {"stillroom rollback": [[*AS_MAIN, "--set", "quantize.per_channel=false", "--promote"]]}
 """A rollback needs a champion to go back to."""
-ELSEWHERE = ("dvc ", "stillroom compress --set data.source=files")
+ELSEWHERE = ("dvc ", "stillroom compress --set data.source=files", PEERS)
 """Not in the checkout: it would train there for ten minutes, or leave files of a test's behind."""
 
 

@@ -305,3 +305,16 @@ def test_a_checkpoint_of_other_params_is_not_resumed(smoke: Run, tmp_path: Path)
     os.chmod(code, 0o644)
     code.write_text(code.read_text() + "\n# changed\n")
     assert scratch_key("distill", there) != before
+
+
+def test_a_peer_stands_beside_ours(smoke: Run) -> None:
+    words = ("compare-peers", "--workspace", str(smoke.workspace), "--peer", "onnxruntime-int8")
+    done = smoke.shell.stillroom(*words, "--json")
+    assert done.code == 0, done.err
+    conforms(done.json, "peers")
+    rows = {row["name"]: row for row in done.json["rows"]}
+    assert set(rows) == {"stillroom", "onnxruntime-int8"}
+    own = read(smoke.workspace / "reports" / "summary.json")["stages"][-1]
+    assert rows["stillroom"]["quality"]["accuracy"] == own["quality"]["accuracy"]
+    assert rows["stillroom"]["file_bytes"] == own["file_bytes"]
+    assert rows["onnxruntime-int8"]["file_bytes"] > 4 * own["file_bytes"]
