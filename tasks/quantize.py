@@ -7,25 +7,29 @@ dvc repro quantize
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from tasks.evaluation.quality import quality
 from tasks.hardware import PROFILES
 from tasks.modeling.checkpoint import load_checkpoint
 from tasks.paths import FINETUNED, QUANTIZED, TRAIN, VALIDATION
 from tasks.problems.classification import encode, logits_of, read_split, read_tokenizer
+from tasks.quantization.aware import train_aware
 from tasks.quantization.confidence import fit_temperature, fold_temperature
 from tasks.quantization.export import check_export, export_onnx, write_serving
+from tasks.quantization.fidelity import Fidelity
 from tasks.quantization.forms import precision, weight_bits
 from tasks.quantization.layers import weighted_nodes
 from tasks.quantization.search import Exam, quantise
 from tasks.release.servable import Servable, artifact_sha256, file_bytes, file_hashes
 from tasks.schema import Params, Quantize
-from tasks.stage import Metrics, run, say
+from tasks.stage import Metrics, run, say, write_history
+
+TRAINED = "trained with simulated int8"
 
 
 def main(params: Params) -> Metrics:
@@ -54,9 +58,21 @@ def main(params: Params) -> Metrics:
             ids,
             validation.labels,
             float_logits / temperature,
-            calibration_ids(config, tokenizer, params.seed),
+            encode(tokenizer, calibration_texts(config, params.seed))
+            if config.scheme == "static"
+            else [],
         )
         quantisation = quantise(exam, QUANTIZED / "model.onnx", config, profile, say=say)
+    write_history("quantize", [])
+    if wants_training(config, quantisation):
+        trained = QUANTIZED / "trained.onnx"
+        fidelity, cooled = train_aware(params, trained, tokenizer, validation, exam.exact,
+                                       calibration_texts(config, params.seed))  # fmt: skip
+        quantisation = better(quantisation, fidelity, trained.stat().st_size)
+        if quantisation["action"] == TRAINED:
+            trained.replace(QUANTIZED / "model.onnx")
+            temperature = cooled
+        trained.unlink(missing_ok=True)
     write_serving(
         FINETUNED, QUANTIZED, max_length=max_length, profile=profile.name,
         precision=precision(config), weight_bits=weight_bits(config, profile),
@@ -78,14 +94,28 @@ def main(params: Params) -> Metrics:
     }
 
 
-def calibration_ids(config: Quantize, tokenizer: Tokenizer, seed: int) -> Sequence[Sequence[int]]:
-    """Piece ids of the training texts that static ranges are taken from; none for other schemes."""
-    if config.scheme != "static":
-        return []
+def calibration_texts(config: Quantize, seed: int) -> list[str]:
+    """The training texts that ranges of activations are taken from."""
     texts = read_split(TRAIN).texts
     count = min(config.calibration.samples, len(texts))
     picked = np.random.default_rng(seed).choice(len(texts), count, replace=False)
-    return encode(tokenizer, [texts[i] for i in sorted(picked)])
+    return [texts[i] for i in sorted(picked)]
+
+
+def wants_training(config: Quantize, found: Mapping[str, Any]) -> bool:
+    """Whether to train with simulated int8: asked for, or int8 alone has missed the budget."""
+    mode, int8 = config.aware.mode, config.scheme in ("dynamic", "static")
+    return int8 and (mode == "always" or (mode == "auto" and len(found["tried"]) > 1))
+
+
+def better(found: Mapping[str, Any], fidelity: Fidelity, size: int) -> dict[str, Any]:
+    """The record with what training gave: taken where it lost less of the accuracy, or as much
+    in fewer bytes."""
+    tried = [*found["tried"], {"what": TRAINED, **fidelity.as_dict(), "bytes": size}]
+    kept = {**found, "tried": tried}
+    if (fidelity.drop, size) < (found["drop"], found["tried"][-1]["bytes"]):
+        return {**kept, **fidelity.as_dict(), "kept_float": [], "action": TRAINED}
+    return kept
 
 
 if __name__ == "__main__":

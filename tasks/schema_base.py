@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,3 +22,25 @@ class Section(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+
+class Training(Section):
+    """How one training stage runs; the same knobs in baseline, distill and finetune."""
+
+    epochs: Annotated[float, Field(ge=0, le=1000)]
+    """0 leaves the model as it is."""
+    batch_size: Annotated[int, Field(ge=1, le=4096)]
+    learning_rate: Annotated[float, Field(gt=0, lt=1)]
+    """Peak, after warm-up; then linear to zero."""
+    warmup: Fraction
+    """Share of the steps."""
+    weight_decay: Annotated[float, Field(ge=0, lt=1)]
+    """Decoupled, as in AdamW."""
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    """Of hidden states and attention probabilities."""
+    precision: Literal["fp32", "bf16"]
+    """`bf16` is autocast where the processor has such products, else fp32: emulated they are a
+    hundred times slower. Master weights stay fp32."""
+    patience: Annotated[int, Field(ge=0)]
+    """Stop after so many epochs without a better validation accuracy, and keep the best epoch's
+    weights; 0 trains to the end and keeps the last."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tasks.schema_base import Count, Fraction, Section
+from tasks.schema_base import Count, Fraction, Section, Training
 
 
 class Calibration(Section):
@@ -17,6 +17,15 @@ class Calibration(Section):
     """Training texts; 100 to 500 suffice."""
     percentile: Annotated[float, Field(gt=50, le=100)]
     """Of absolute values, with `percentile`: what lies beyond is clipped."""
+
+
+class Aware(Section):
+    """Training with simulated int8; the objective is `finetune`'s."""
+
+    mode: Literal["auto", "never", "always"]
+    """`auto`: where the budget is not kept with every layer in int8; the better of the two is
+    served."""
+    training: Training
 
 
 class Quantize(Section):
@@ -37,6 +46,7 @@ class Quantize(Section):
     cost most stay fp32."""
     max_flips: Annotated[float, Field(ge=0, le=100)]
     """Per cent of validation texts that may get another label by it."""
+    aware: Aware
     sensitivity: bool
     """Measure what each layer costs alone; a budget that is not kept does it, too."""
     calibrate_confidence: bool

@@ -208,3 +208,20 @@ def test_learning_rate_rewinding_and_early_stopping(stage: Stage) -> None:
         "finetune.training.patience=1",
     )  # fmt: skip
     assert metrics["steps"] <= 6 * 20
+
+
+def test_training_with_simulated_int8(stage: Stage) -> None:
+    settings = ("quantize.aware.mode=always", "quantize.aware.training.epochs=0.5")
+    folder, metrics = stage("quantize", *settings)
+    tried = metrics["quantisation"]["tried"]
+    assert [one["what"] for one in tried] == ["dynamic", "trained with simulated int8"]
+    assert metrics["quantisation"]["drop"] == min(one["drop"] for one in tried)
+    assert (folder / "model.onnx").exists()
+    assert not (folder / "trained.onnx").exists()
+
+
+@pytest.mark.parametrize("scheme", ["static", "weight_only", "half"])
+def test_every_form_is_served(stage: Stage, scheme: str) -> None:
+    _, metrics = stage("quantize", f"quantize.scheme={scheme}", "quantize.sensitivity=false")
+    assert metrics["quantisation"]["flip_rate"] < 0.1
+    assert metrics["precision"] != "fp32"

@@ -1,0 +1,149 @@
+"""What is simulated in training is what is served: steps, levels, logits."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from tasks.hardware import PROFILES
+from tasks.modeling.architecture import layers_of, linear
+from tasks.problems.classification import pad
+from tasks.quantization.export import export_onnx
+from tasks.quantization.fake import (
+    LearnedRound,
+    QuantEmbedding,
+    QuantLinear,
+    prepare,
+    quantised_modules,
+    settle,
+)
+from tasks.quantization.fidelity import compare, logits_one_by_one
+from tasks.quantization.layers import weighted_nodes
+from tasks.quantization.qdq import write_grids
+from tests.tiny_models import PIECES, tiny
+
+GENERATOR = torch.Generator().manual_seed(3)
+IDS = [torch.randint(5, PIECES, (n,), generator=GENERATOR).tolist() for n in (9, 6, 3, 12) * 8]
+CPU, GPU = PROFILES["cpu-avx2"], PROFILES["gpu-sm90"]
+
+
+def simulated(model: torch.nn.Module) -> np.ndarray:
+    """Logits of each text alone."""
+    pad_id = model.config.pad_token_id
+    with torch.no_grad():
+        rows = [model(input_ids=i, attention_mask=m).logits for i, m in
+                (pad([row], pad_id) for row in IDS)]  # fmt: skip
+    return torch.cat(rows).numpy()
+
+
+def prepared(kind: str, profile: object) -> torch.nn.Module:
+    model = tiny(kind)
+    prepare(model, (pad([row], model.config.pad_token_id) for row in IDS[:16]), profile)
+    return model
+
+
+def train(model: torch.nn.Module, target: torch.Tensor, steps: int = 30) -> None:
+    """A few steps towards logits of a float model."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    ids, mask = pad(IDS, model.config.pad_token_id)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(input_ids=ids, attention_mask=mask).logits - target).square().mean().backward()
+        optimizer.step()
+
+
+def float_logits(model: torch.nn.Module) -> torch.Tensor:
+    ids, mask = pad(IDS, model.config.pad_token_id)
+    with torch.no_grad():
+        return model(input_ids=ids, attention_mask=mask).logits
+
+
+@pytest.mark.parametrize(
+    ("kind", "profile"), [("bert", CPU), ("bert", GPU), ("mpnet", CPU), ("llama", CPU)]
+)
+def test_what_was_simulated_is_what_is_served(kind: str, profile: object, tmp_path: Path) -> None:
+    model = prepared(kind, profile)
+    train(model, float_logits(tiny(kind)), steps=5)
+    expected = simulated(model.eval())
+    steps = {name: module.weight_step.detach().abs().reshape(-1).numpy().copy()
+             for name, module in quantised_modules(model)}  # fmt: skip
+    inputs = {name: float(module.input_step.detach().abs()) for name, module in
+              quantised_modules(model) if isinstance(module, QuantLinear)}  # fmt: skip
+    grids = settle(model)
+    export_onnx(model, tmp_path / "float.onnx", max_length=16)
+    write_grids(tmp_path / "float.onnx", tmp_path / "model.onnx", model, grids)
+    served = logits_one_by_one(tmp_path / "model.onnx", IDS, weight_bits=8)
+    np.testing.assert_allclose(served, expected, atol=2e-5)
+
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    kept = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    nodes = weighted_nodes(tmp_path / "float.onnx", model)
+    assert {node.layer for node in nodes} >= set(steps)
+    for node in nodes:
+        if node.layer in inputs:
+            np.testing.assert_array_equal(kept[f"{node.node}_weight_scale"], steps[node.layer])
+            assert kept[f"{node.node}_input_scale"] == np.float32(inputs[node.layer])
+            assert kept[f"{node.node}_weight"].dtype == np.int8
+            zero = kept[f"{node.node}_input_zero_point"]
+            assert zero.dtype == (np.int8 if profile.symmetric else np.uint8)
+            assert zero == 0 or not profile.symmetric
+        elif node.layer in steps:
+            np.testing.assert_array_equal(kept[f"{node.node}_scale"], steps[node.layer][0])
+
+
+def test_settled_modules_are_plain_and_on_their_grid() -> None:
+    model = prepared("bert", CPU)
+    names = [name for name, _ in quantised_modules(model)]
+    grids = settle(model)
+    assert list(grids) == names
+    assert not any(isinstance(m, QuantLinear | QuantEmbedding) for m in model.modules())
+    assert model.state_dict().keys() == tiny("bert").state_dict().keys()
+    levels = model.classifier.weight / grids["classifier"].weight_scale[:, None]
+    assert torch.allclose(levels, levels.round(), atol=1e-3)
+    assert levels.abs().max().round() <= 63, "seven bits where sums would saturate"
+
+
+def test_the_gradient_is_that_of_the_paper() -> None:
+    """x / s of 0.4, 1.6, 5 and −7 with levels −2 … 2: rounds to 0, 2; beyond, to the ends."""
+    x = torch.tensor([0.4, 1.6, 5.0, -7.0], requires_grad=True)
+    step = torch.ones(1, requires_grad=True)
+    y = LearnedRound.apply(x, step, torch.zeros(1), -2, 2)
+    assert y.tolist() == [0.0, 2.0, 2.0, -2.0]
+    y.backward(torch.tensor([1.0, 10.0, 100.0, 1000.0]))
+    assert x.grad is not None
+    assert x.grad.tolist() == [1.0, 10.0, 0.0, 0.0]
+    slopes = torch.tensor([0 - 0.4, 2 - 1.6, 2.0, -2.0])
+    expected = (slopes * torch.tensor([1.0, 10.0, 100.0, 1000.0])).sum() / (4 * 2) ** 0.5
+    assert step.grad is not None
+    assert step.grad.item() == pytest.approx(expected.item())
+
+
+def test_a_zero_point_moves_the_range() -> None:
+    x = torch.tensor([-1.0, 0.0, 3.0, 9.0])
+    y = LearnedRound.apply(x, torch.ones(1), torch.ones(1), 0, 5)
+    assert y.tolist() == [-1.0, 0.0, 3.0, 4.0]
+
+
+def test_training_rescues_what_rounding_ruined() -> None:
+    """In every layer one channel is a thousand times too long, and undone by the next matrix."""
+    exact = tiny("bert")
+    with torch.no_grad():
+        for layer in layers_of(exact):
+            value = linear(layer, "attention.self.value")
+            value.weight[3] *= 1000
+            value.bias[3] *= 1000
+            linear(layer, "attention.output.dense").weight[:, 3] /= 1000
+    target = float_logits(exact)
+    model = copy.deepcopy(exact)
+    prepare(model, (pad([row], 0) for row in IDS[:16]), CPU)
+    before = compare(target.numpy(), simulated(model), target.argmax(-1).numpy())
+    train(model, target, steps=60)
+    after = compare(target.numpy(), simulated(model.eval()), target.argmax(-1).numpy())
+    assert after.kl < before.kl / 2
+    assert after.flip_rate <= before.flip_rate
