@@ -6,7 +6,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 import onnx
-from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
 from tasks.quantization.post_training import quietly
 from tasks.quantization.tables import tables_to_int8
@@ -30,6 +29,9 @@ def quantize_weights(
     if embeddings:
         tables_to_int8(model, keep_float=keep_float)
     with quietly():
+        # here, since its import makes every library's INFO lines appear
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
         quantizer = MatMulNBitsQuantizer(
             model, block_size=BLOCK, is_symmetric=True, bits=bits,
             nodes_to_exclude=list(keep_float),
