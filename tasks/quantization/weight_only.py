@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from pathlib import Path
 
@@ -29,8 +30,10 @@ def quantize_weights(
     if embeddings:
         tables_to_int8(model, keep_float=keep_float)
     with quietly():
-        # here, since its import makes every library's INFO lines appear
+        # here, since its import makes every library's INFO lines appear, its own for good
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+        logging.getLogger(MatMulNBitsQuantizer.__module__).setLevel(logging.ERROR)
 
         quantizer = MatMulNBitsQuantizer(
             model, block_size=BLOCK, is_symmetric=True, bits=bits,
