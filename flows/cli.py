@@ -206,11 +206,15 @@ def predict(
 ) -> None:
     """Classify a text with the champion."""
     from tasks.release.champion import champion_bundle
+    from tasks.release.foreign import foreign
     from tasks.release.servable import Servable
 
     name = _model(model)
     folder, number = champion_bundle(name, version)
-    (answer,) = Servable(folder).predict([text])
+    servable = Servable(folder)
+    if warning := foreign(str(servable.serving.get("profile"))):
+        _say(f"{name} version {number}: {warning}", colour="yellow")
+    (answer,) = servable.predict([text])
     facts = {"model": name, "version": number, "label": answer.label, "score": answer.score}
     _tell(facts, f"{answer.label}  {answer.score:.3f}", as_json)
 

@@ -38,6 +38,7 @@ from flows.follow import Following
 from flows.workspace import Workspace, materialize, resolve
 from tasks import home
 from tasks.errors import GateRefused, StillroomError, UnavailableError, UsageError
+from tasks.hardware import detect_profile
 from tasks.params import fingerprint
 from tasks.release.naming import model_name
 from tasks.tracking import Tracker, read_json
@@ -117,6 +118,7 @@ def opened(workspace: Workspace, progress: Progress) -> Iterator[Pipeline]:
             tags={
                 **provenance.tags(workspace.path),
                 "hardware_profile": workspace.params.hardware.profile,
+                "machine_profile": detect_profile(),
                 "workspace": workspace.name,
                 "params_fingerprint": fingerprint(workspace.params),
             },

@@ -21,6 +21,7 @@ from tasks.quantization.forms import precision, weight_bits, write_form
 from tasks.quantization.layers import weighted_nodes
 from tasks.quantization.mixed import Cost, spare_fewest
 from tasks.quantization.search import Exam, quantise
+from tasks.release.foreign import foreign
 from tasks.runtimes.onnx import OnnxRuntime
 from tests.tiny_models import CLASSES, PIECES, tiny
 
@@ -262,6 +263,14 @@ def test_names_of_profiles_are_those_of_the_table() -> None:
     assert profile_of({"avx2", "avx512f", "avx512bw", "avx512_vnni"}) == "cpu-avx512-vnni"
     assert profile_of(set()) == "cpu"
     assert precision(settings(scheme="weight_only", bits=4)) == "int4 weights"
+
+
+def test_a_bundle_is_at_home_or_not() -> None:
+    assert foreign("cpu-avx2", {"avx2", "avx512f", "avx512_vnni"}) is None
+    assert foreign("unheard of", set()) is None
+    said = foreign("cpu-avx512-vnni", {"avx2"})
+    assert said is not None
+    assert "built for cpu-avx512-vnni, this machine is cpu-avx2" in said
 
 
 def test_processors() -> None:
