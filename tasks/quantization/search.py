@@ -41,6 +41,50 @@ class Exam:
     """Piece ids of training texts."""
 
 
+@dataclass(frozen=True)
+class Forms:
+    """Writes forms of the model under examination and measures them."""
+
+    exam: Exam
+    config: schema.Quantize
+    profile: Profile
+
+    @property
+    def bits(self) -> int:
+        """How far int8 weights reach."""
+        return weight_bits(self.config, self.profile)
+
+    def write(self, target: Path, keep_float: Sequence[str] = ()) -> None:
+        """The form that params ask for, but for the named nodes."""
+        write_form(
+            self.exam.graph, target, self.config, self.profile,
+            calibration=self.exam.calibration, keep_float=keep_float,
+        )  # fmt: skip
+
+    def fidelity(self, target: Path, keep_float: Sequence[str] = ()) -> Fidelity:
+        """Write it and compare it with the fp32 form, on all texts."""
+        self.write(target, keep_float)
+        found = logits_one_by_one(target, self.exam.ids, weight_bits=self.bits)
+        return compare(self.exam.exact, found, self.exam.labels)
+
+    def costs(self, target: Path) -> list[Cost]:
+        """What each layer costs alone, on the first `SENSITIVITY_TEXTS` texts."""
+        exact, ids = self.exam.exact[:SENSITIVITY_TEXTS], self.exam.ids[:SENSITIVITY_TEXTS]
+
+        def kl_of(keep_float: Sequence[str]) -> float:
+            self.write(target, keep_float)
+            return divergence(exact, logits_one_by_one(target, ids, weight_bits=self.bits))
+
+        return sensitivity(self.exam.nodes, kl_of, bits=self.config.bits)
+
+    def diverges(self, target: Path) -> dict[str, Any] | None:
+        """The first layer whose output is far off."""
+        return first_divergence(
+            self.exam.graph, target, self.exam.nodes, self.exam.ids[:DIVERGENCE_TEXTS],
+            weight_bits=self.bits,
+        )  # fmt: skip
+
+
 def quantise(
     exam: Exam,
     target: Path,
@@ -53,48 +97,29 @@ def quantise(
 
     Returns what ``metrics/quantize.json`` says of it under ``quantisation``.
     """
-    bits = weight_bits(config, profile)
-
-    def form(keep_float: Sequence[str], path: Path) -> Path:
-        write_form(exam.graph, path, config, profile, calibration=exam.calibration,
-                   keep_float=keep_float)  # fmt: skip
-        return path
-
-    def fidelity_of(path: Path) -> Fidelity:
-        found = logits_one_by_one(path, exam.ids, weight_bits=bits)
-        return compare(exam.exact, found, exam.labels)
-
-    plain = fidelity_of(form((), target))
-    tried: list[dict[str, Any]] = [
-        {"what": config.scheme, **plain.as_dict(), "bytes": target.stat().st_size}
-    ]
+    forms = Forms(exam, config, profile)
     limits = {"max_loss": config.max_loss, "max_flips": config.max_flips}
-    say(f"quantize: {config.scheme}: flips {plain.flip_rate:.2%}, drop {plain.drop:.2f} points, "
-        f"KL {plain.kl:.4f}")  # fmt: skip
+    chosen = forms.fidelity(target)
+    tried = [attempt(config.scheme, chosen, target)]
+    say(f"quantize: {config.scheme}: {said(chosen)}, KL {chosen.kl:.4f}")
+    within = config.scheme == "none" or chosen.within(**limits)
+    diverged = None if config.scheme == "none" else forms.diverges(target)
     kept: tuple[str, ...] = ()
-    chosen, ranked = plain, list[Cost]()
-    within = config.scheme == "none" or plain.within(**limits)
-    if config.sensitivity or not within:
-        scratch = target.with_name("alone.onnx")
-        say(f"quantize: what each of {len(exam.nodes)} layers costs alone")
-        ranked = sensitivity(exam.nodes, lambda keep: divergence(
-            exam.exact[:SENSITIVITY_TEXTS],
-            logits_one_by_one(form(keep, scratch), exam.ids[:SENSITIVITY_TEXTS], weight_bits=bits),
-        ), bits=config.bits)  # fmt: skip
-        scratch.unlink(missing_ok=True)
-    diverged = None
-    if config.scheme != "none":
-        diverged = first_divergence(exam.graph, target, exam.nodes, exam.ids[:DIVERGENCE_TEXTS],
-                                    weight_bits=bits)  # fmt: skip
+    ranked: list[Cost] = []
     action = "none: within the budget"
+    if config.sensitivity or not within:
+        say(f"quantize: what each of {len(exam.nodes)} layers costs alone")
+        scratch = target.with_name("alone.onnx")
+        ranked = forms.costs(scratch)
+        scratch.unlink(missing_ok=True)
     if not within:
-        spared = spare_fewest(ranked, lambda nodes: fidelity_of(form(nodes, target)), **limits)
+        spared = spare_fewest(ranked, lambda nodes: forms.fidelity(target, nodes), **limits)
         kept, chosen = spared.nodes, spared.fidelity
-        form(kept, target)
-        action = (f"{len(kept)} of {len(exam.nodes)} layers kept in fp32"
-                  + ("" if spared.enough else ", and the budget is still not kept"))  # fmt: skip
-        tried.append({"what": action, **chosen.as_dict(), "bytes": target.stat().st_size})
-        say(f"quantize: {action}: flips {chosen.flip_rate:.2%}, drop {chosen.drop:.2f} points")
+        forms.write(target, kept)  # the last that was tried need not be the best
+        action = f"{len(kept)} of {len(exam.nodes)} layers kept in fp32"
+        action += "" if spared.enough else ", and the budget is still not kept"
+        tried.append(attempt(action, chosen, target))
+        say(f"quantize: {action}: {said(chosen)}")
     layer = {node.node: node.layer for node in exam.nodes}
     return {
         "precision": precision(config),
@@ -107,3 +132,13 @@ def quantise(
         "tried": tried,
         "action": action,
     }
+
+
+def attempt(what: str, fidelity: Fidelity, file: Path) -> dict[str, Any]:
+    """One of ``tried``."""
+    return {"what": what, **fidelity.as_dict(), "bytes": file.stat().st_size}
+
+
+def said(fidelity: Fidelity) -> str:
+    """Flips and drop, for a line of progress."""
+    return f"flips {fidelity.flip_rate:.2%}, drop {fidelity.drop:.2f} points"
