@@ -1,4 +1,4 @@
-"""Trim a WordPiece vocabulary to what a data set uses, and every character besides.
+"""Trim a WordPiece or byte-pair vocabulary to what a data set uses, and every character besides.
 
 Half of a small encoder is its embedding table, and a domain uses a tenth of it. A piece
 that goes is spelled with smaller pieces from then on; single characters and their
@@ -8,14 +8,19 @@ continuations all stay, so that no text becomes unreadable that was readable bef
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from tokenizers import Tokenizer
 
 from tasks.errors import ParamsError
+
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""A piece that stands for one byte of a character without a piece of its own."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +42,14 @@ def plain_tokenizer(tokenizer_json: str, *, max_length: int) -> Tokenizer:
 def trim(tokenizer_json: str, texts: Iterable[str], *, min_count: int) -> TrimmedVocabulary:
     """Keep pieces that occur at least `min_count` times in `texts`, specials, and characters.
 
+    Of a byte-pair tokenizer also the pieces that a kept one is merged from: a text whose pieces
+    are all kept is then split as before.
+
     Raises:
-        ParamsError: the tokenizer is no WordPiece.
+        ParamsError: the tokenizer is neither WordPiece nor byte-pair, or marks parts of words.
     """
     spec = json.loads(tokenizer_json)
-    if spec["model"]["type"] != "WordPiece":
-        raise ParamsError(
-            f"distill.vocabulary.trim: found a {spec['model']['type']} tokenizer, "
-            "expected WordPiece",
-            next_command="stillroom compress --set distill.vocabulary.trim=false",
-        )
+    _check(spec["model"])
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -54,16 +57,60 @@ def trim(tokenizer_json: str, texts: Iterable[str], *, min_count: int) -> Trimme
     for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
         counts.update(encoding.ids)
 
-    prefix = spec["model"]["continuing_subword_prefix"]
+    prefix = spec["model"].get("continuing_subword_prefix") or ""
     added = {token["content"]: token["id"] for token in spec["added_tokens"]}
     specials = {*added, spec["model"]["unk_token"]}
     pieces = added | spec["model"]["vocab"]  # an added token need not be in the model's own table
-    kept = [
-        (piece, old)
-        for piece, old in sorted(pieces.items(), key=lambda item: item[1])
-        if counts[old] >= min_count or piece in specials or len(piece.removeprefix(prefix)) == 1
-    ]
+    wanted = {
+        piece
+        for piece, old in pieces.items()
+        if counts[old] >= min_count
+        or piece in specials
+        or len(piece.removeprefix(prefix)) == 1
+        or _BYTE.fullmatch(piece)
+    }
+    if spec["model"]["type"] == "BPE":
+        wanted = _keep_merges(spec["model"], wanted)
+    kept = sorted(((p, old) for p, old in pieces.items() if p in wanted), key=lambda item: item[1])
     return TrimmedVocabulary(_rewrite(spec, kept), tuple(old for _, old in kept))
+
+
+def _check(model: dict[str, Any]) -> None:
+    """Refuse a tokenizer whose pieces cannot be told from characters or merges."""
+    marked = model["type"] == "BPE" and (
+        model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    )
+    if model["type"] not in ("WordPiece", "BPE") or marked:
+        raise ParamsError(
+            f"distill.vocabulary.trim: found a {model['type']} tokenizer"
+            f"{' that marks parts of words' if marked else ''}, expected WordPiece or plain BPE",
+            next_command="stillroom compress --set distill.vocabulary.trim=false",
+        )
+
+
+def _keep_merges(model: dict[str, Any], wanted: set[str]) -> set[str]:
+    """Drop the merges that need a piece which goes; gives the wanted and what they are made of.
+
+    What fires inside a piece does not depend on its neighbours, so the merges of each piece
+    alone are all that a text of such pieces needs, and fewer merges never come before them.
+    """
+    merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+    ranks = {(left, right): rank for rank, (left, right) in enumerate(merges)}
+    kept = set(wanted)
+    for piece in wanted:
+        kept.update(_made_of(piece, ranks))
+    model["merges"] = [[a, b] for a, b in merges if {a, b, a + b} <= kept]
+    return kept
+
+
+def _made_of(piece: str, ranks: dict[tuple[str, str], int]) -> set[str]:
+    """All pieces on the way from characters to a piece (Sennrich et al. 2016, algorithm 1)."""
+    parts, seen = list(piece), set[str]()
+    while found := [(ranks[p], i) for i, p in enumerate(pairwise(parts)) if p in ranks]:
+        _, at = min(found)
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        seen.add(parts[at])
+    return seen
 
 
 def _rewrite(spec: dict[str, Any], kept: Sequence[tuple[str, int]]) -> str:

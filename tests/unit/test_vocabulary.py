@@ -7,7 +7,15 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from tasks.errors import ParamsError
 from tasks.modeling.vocabulary import plain_tokenizer, trim, unknown_share
@@ -120,8 +128,71 @@ def test_long_texts_are_cut() -> None:
     assert tokenizer.encode("my card is my bank").tokens == ["[CLS]", "my", "card", "[SEP]"]
 
 
+def pair_spec(style: str) -> str:
+    """A byte-pair tokenizer trained here: on bytes (RoBERTa) or with byte fallback (Llama)."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    if style == "bytes":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    else:
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+        tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+        alphabet = []
+        special += [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=700, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(PAIR_TEXTS, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return tokenizer.to_str()
+
+
+PAIR_TEXTS = [
+    f"{who} {what} {thing} at the bank {when}?"
+    for who in ("where", "why", "banana", "aaaa aaa aaaaa")
+    for what in ("withdraws", "withdrawing", "withdrawal", "declined")
+    for thing in ("my card", "cash", "transfers", "top-ups")
+    for when in ("today", "yesterday", "in the meantime", "tomorrow")
+]
+PAIRS = {style: pair_spec(style) for style in ("bytes", "fallback")}
+
+
+@pytest.mark.parametrize("style", PAIRS)
+@given(st.sets(st.sampled_from(PAIR_TEXTS), min_size=1, max_size=6))
+def test_texts_of_kept_pairs_are_split_as_before(style: str, some: set[str]) -> None:
+    full, small = Tokenizer.from_str(PAIRS[style]), trim(PAIRS[style], some, min_count=1)
+    cut = Tokenizer.from_str(small.tokenizer_json)
+    assert len(small.kept_ids) == cut.get_vocab_size() < full.get_vocab_size()
+    known = {piece for piece in full.get_vocab() if cut.token_to_id(piece) is not None}
+    same = [t for t in PAIR_TEXTS if known.issuperset(full.encode(t).tokens)]
+    assert some <= set(same)
+    for text in same:
+        assert cut.encode(text).tokens == full.encode(text).tokens
+        assert [small.kept_ids[i] for i in cut.encode(text).ids] == full.encode(text).ids
+
+
+@pytest.mark.parametrize("style", PAIRS)
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=12))
+def test_any_text_stays_readable_in_pairs(style: str, text: str) -> None:
+    small = trim(PAIRS[style], ["my card"], min_count=1).tokenizer_json
+    assert unknown_share(small, [text]) == 0
+    cut, full = Tokenizer.from_str(small), Tokenizer.from_str(PAIRS[style])
+    for tokenizer in (cut, full):
+        tokenizer.decoder = (
+            decoders.ByteLevel()
+            if style == "bytes"
+            else decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+        )
+    assert cut.decode(cut.encode(text).ids) == full.decode(full.encode(text).ids)
+
+
 def test_other_tokenizers_are_refused_with_a_way_out() -> None:
     other = json.loads(spec())
-    other["model"] = {"type": "BPE", "vocab": {}, "merges": []}
-    with pytest.raises(ParamsError, match=r"vocabulary\.trim.*BPE.*\n.*trim=false"):
-        trim(json.dumps(other), ["a"], min_count=1)
+    marked = {"type": "BPE", "vocab": {}, "merges": [], "end_of_word_suffix": "</w>"}
+    for model in (marked, {"type": "Unigram", "vocab": []}):
+        other["model"] = model
+        with pytest.raises(
+            ParamsError, match=rf"vocabulary\.trim.*{model['type']}.*\n.*trim=false"
+        ):
+            trim(json.dumps(other), ["a"], min_count=1)
