@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,19 @@ class Run:
 
 
 SMOKE = ("compress", "--recipe", "smoke")
+START_S = 3.2
+"""A stage's imports on the machine that limits of time were set on: infra/decisions/start-up.md."""
+
+
+def pace() -> float:
+    """How many times longer programs take to start here than there; 1 on a faster machine."""
+    code = "import gc, os; gc.disable(); import tasks.finetune; os._exit(0)"
+    took = []
+    for _ in range(2):
+        started = time.monotonic()
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+        took.append(time.monotonic() - started)
+    return max(min(took) / START_S, 1.0)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from tasks.release.servable import artifact_sha256, file_bytes, file_hashes
-from tests.conftest import ROOT, SMOKE, Run
+from tests.conftest import ROOT, SMOKE, Run, pace
 
 pytestmark = pytest.mark.slow
 STAGES = list(yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"])
@@ -98,13 +98,15 @@ def test_the_evidence_is_whole(smoke: Run) -> None:
 
 @pytest.mark.alone
 def test_nothing_to_do_takes_under_fifteen_seconds(smoke: Run) -> None:
+    """On the machine that the limit was set on; on another one, in proportion to its starts."""
+    limit = 15 * pace()
     started = time.monotonic()
     again = smoke.shell.stillroom(*SMOKE, "--json")
     took = time.monotonic() - started
     assert again.code == 0, again.err
     assert again.json["stages_run"] == []
     assert again.json["version"] == smoke.said["version"], "registration is idempotent"
-    assert took < 15
+    assert took < limit
 
 
 def test_the_checkout_is_not_touched(smoke: Run) -> None:

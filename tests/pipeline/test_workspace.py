@@ -19,6 +19,7 @@ from flows import dvc, stack
 from tasks.errors import DataError, StillroomError, UnavailableError
 from tasks.home import CHECKOUT
 from tasks.params import load
+from tests.conftest import pace
 from tests.pipeline.tiny_project import DRIVER, STAGES, build
 
 pytestmark = pytest.mark.slow
@@ -123,14 +124,14 @@ def test_run_is_recorded_with_a_child_for_each_stage(checkout: Path, first: Any)
 @pytest.mark.alone
 def test_nothing_to_do_takes_less_than_fifteen_seconds(checkout: Path, first: Any) -> None:
     before, stages_before = tracked(checkout)
-    took = []
+    took, limit = [], 15 * pace()
     for _ in range(2):  # the better of two: what else this machine does is not what is measured
         started = time.monotonic()
         done = run(checkout, as_json=True)
         took.append(time.monotonic() - started)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout)["stages_run"] == []
-        if took[-1] < 15:
+        if took[-1] < limit:
             break
     parent, stages = tracked(checkout)
     assert parent.info.run_id != before.info.run_id
@@ -138,7 +139,7 @@ def test_nothing_to_do_takes_less_than_fifteen_seconds(checkout: Path, first: An
     for stage in stages:
         assert parent.data.tags[f"stage.{stage.data.tags['stage']}.run_id"] == stage.info.run_id
     assert parent.data.metrics["test_openings"] == 1
-    assert min(took) < 15
+    assert min(took) < limit
 
 
 def test_workspace_reuses_what_the_checkout_has_and_a_refusal_registers_nothing(
