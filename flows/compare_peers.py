@@ -205,6 +205,7 @@ def child(name: str, room: Room, progress: Progress) -> Iterator[Child]:
     progress.note(f"{name}: building")
     command = [str(python), str(SCRIPTS / f"{script}.py")]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+           "OLIVE_DISABLE_TELEMETRY": "1",
            "PYTHONPATH": str(home.CHECKOUT)}  # fmt: skip
     with (folder / "log").open("wb") as log:
         built = subprocess.run([*command, "build", str(folder)], env=env, stdout=log, stderr=log,
