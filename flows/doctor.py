@@ -22,7 +22,7 @@ from typing import Any, Literal
 import psutil
 
 from flows.stack import answers
-from tasks.hardware import PROFILES, detect_profile
+from tasks.hardware import PROFILES, detect_profile, profile_of
 from tasks.home import home, tracking_uri
 from tasks.processor import cpu_flags, native_bf16, saturates
 from tasks.schema import Params
@@ -157,8 +157,6 @@ def _packages(m: Machine, params: Params) -> Finding:
 
 
 def _profile(m: Machine, params: Params) -> Finding:
-    from tasks.hardware import profile_of
-
     here, wanted = profile_of(m.flags), params.hardware.profile
     if here == wanted:
         return Finding("profile", "ok", f"{here}, as hardware.profile says")
@@ -327,7 +325,7 @@ def _gpu() -> str:
     if shutil.which("nvidia-smi") is None:
         return ""
     asked = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
-    return _said(asked, Path()).splitlines()[0] if _said(asked, Path()) else ""
+    return _said(asked, Path()).partition("\n")[0]
 
 
 def _said(command: list[str], root: Path) -> str:
