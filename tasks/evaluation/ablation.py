@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import Any, Literal
 
+from tasks.evaluation.tables import DASH, number
+
 CONFIDENCE = 0.95
-DASH = "–"
 Report = dict[str, Any]
 Status = Literal["passed", "refused", "stopped", "failed"]
 
@@ -266,22 +267,22 @@ def _full_row(report: Report) -> list[str]:
     full = report["full"]
     speed = full["speed_p50"] and full["speed_p50"]["mean"]
     accuracy = full["quality"] and full["quality"]["mean"]
-    return ["nothing: the full recipe", _seeds(report, full), _number(accuracy, 2, 100), DASH,
-            DASH, _number(full["file_bytes"], 0), DASH, _number(full["p50_ms"], 3),
-            _number(speed, 1), DASH]  # fmt: skip
+    return ["nothing: the full recipe", _seeds(report, full), number(accuracy, 2, 100), DASH,
+            DASH, number(full["file_bytes"], 0), DASH, number(full["p50_ms"], 3),
+            number(speed, 1), DASH]  # fmt: skip
 
 
 def _row(report: Report, one: Mapping[str, Any]) -> list[str]:
     return [
         one["name"],
         _seeds(report, one),
-        _number(one["with"], 2, 100),
-        _number(one["without"], 2, 100) if one["points"] else _status(one["runs"]),
+        number(one["with"], 2, 100),
+        number(one["without"], 2, 100) if one["points"] else _status(one["runs"]),
         _interval(one["points"], signed=True),
-        _number(one["file_bytes"], 0),
+        number(one["file_bytes"], 0),
         _interval(one["smaller"], unit="×"),
-        _number(one["p50_ms"], 3),
-        _number(one["speed_p50"], 1),
+        number(one["p50_ms"], 3),
+        number(one["speed_p50"], 1),
         _interval(one["faster"], unit="×"),
     ]
 
@@ -344,7 +345,3 @@ def _troubles(report: Report) -> list[str]:
         for run in runs
         if run["status"] != "passed"
     ]
-
-
-def _number(value: float | None, digits: int, scale: float = 1) -> str:
-    return DASH if value is None else f"{value * scale:,.{digits}f}"
