@@ -90,7 +90,7 @@ def test_what_switches_a_technique_off_does_that_and_leaves_the_others_on(name: 
     lost = {t.name for t in TECHNIQUES if t.on(before) and not t.on(after)}
     depends = {
         "soft-labels": {"annealing"}, "hard-labels": {"annealing"},
-        "annealing": set(), "budget": {"heads", "ffn"}, "int8": {"int8-embeddings", "per-channel"},
+        "annealing": set(), "budget": {"importance"}, "int8": {"int8-embeddings", "per-channel"},
         "recovery": {"rewinding"},
     }  # fmt: skip
     assert lost - {name} <= depends.get(name, set())
