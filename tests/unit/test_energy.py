@@ -87,6 +87,7 @@ def test_a_stage_is_metered_quietly_and_leaves_no_file(tmp_path, monkeypatch, ca
     assert "codecarbon" not in (said.out + said.err + caplog.text).lower()
 
 
+@pytest.mark.alone
 def test_only_the_first_start_on_a_machine_is_slow(tmp_path):
     code = (
         "import time\n"
