@@ -163,7 +163,9 @@ PAIRS = {style: pair_spec(style) for style in ("bytes", "fallback")}
 def test_texts_of_kept_pairs_are_split_as_before(style: str, some: set[str]) -> None:
     full, small = Tokenizer.from_str(PAIRS[style]), trim(PAIRS[style], some, min_count=1)
     cut = Tokenizer.from_str(small.tokenizer_json)
-    assert len(small.kept_ids) == cut.get_vocab_size() < full.get_vocab_size()
+    assert len(small.kept_ids) == cut.get_vocab_size() <= full.get_vocab_size()
+    if len(some) < 4:  # one of four words stands in none of them; more may use every piece
+        assert cut.get_vocab_size() < full.get_vocab_size()
     known = {piece for piece in full.get_vocab() if cut.token_to_id(piece) is not None}
     same = [t for t in PAIR_TEXTS if known.issuperset(full.encode(t).tokens)]
     assert some <= set(same)
