@@ -31,10 +31,10 @@ class Aware(Section):
 class Quantize(Section):
     """The servable form."""
 
-    scheme: Literal["dynamic", "static", "weight_only", "half", "none"]
+    scheme: Literal["dynamic", "static", "weight_only", "half", "bf16", "none"]
     """`dynamic`: int8 weights, activations quantised on the fly; `static`: explicit Q/DQ pairs
     with ranges from calibration; `weight_only`: weights in `bits`, products in fp32; `half`:
-    fp16; `none`: fp32."""
+    fp16; `bf16`: weights in bfloat16, products in fp32; `none`: fp32."""
     bits: Literal[8, 4]
     """Of a weight, with `weight_only`."""
     per_channel: bool
@@ -49,6 +49,11 @@ class Quantize(Section):
     aware: Aware
     sensitivity: bool
     """Measure what each layer costs alone; a budget that is not kept does it, too."""
+    runtimes: Annotated[
+        tuple[Literal["onnxruntime", "openvino", "tensorrt"], ...],
+        Field(strict=False, min_length=1),
+    ]
+    """Engines to build for; of several, the fastest on validation that keeps the budget serves."""
     calibrate_confidence: bool
     """Fold a temperature into the logits, fitted on validation; no answer changes."""
 

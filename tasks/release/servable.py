@@ -6,7 +6,8 @@
     tokenizer.json   read by `tokenizers`
 
 A bundle has ``manifest.json`` and ``MODEL_CARD.md`` beside these. Loading needs
-`onnxruntime`, `tokenizers` and `numpy`; neither torch nor transformers.
+`onnxruntime`, `tokenizers` and `numpy`; neither torch nor transformers, and another engine
+only where ``serving.json`` names it and the machine has it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tokenizers import Tokenizer
 from tasks.errors import IntegrityError, UnavailableError
 from tasks.files import file_sha256, write_json
 from tasks.release.soundness import labels_fault, logits_fault, serving_fault
-from tasks.runtimes.onnx import OnnxRuntime
+from tasks.runtimes.interface import load
 
 SERVING_FILES = ("labels.json", "model.onnx", "serving.json", "tokenizer.json")
 
@@ -62,8 +63,9 @@ class Servable:
             self._require(folder / "labels.json", labels_fault(self.labels))
             self._require(folder / "serving.json", serving_fault(self.serving))
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            self._runtime = OnnxRuntime(
+            self._runtime = load(
                 folder / self.serving["model"],
+                runtime=self.serving["runtime"],
                 threads=threads,
                 weight_bits=self.serving.get("weight_bits", 8),
             )
