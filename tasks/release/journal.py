@@ -3,7 +3,7 @@
 A move is an MLflow run in the experiment `registry`: running while it is an intent,
 finished when it is done, killed when it is void. Its tags say who, when, why, from
 where to where, with which verdict and hash. Every function here takes the client
-that `tasks.release.registry` has opened, the only module that knows of MLflow.
+that `tasks.release.store` has opened, the only module here that knows of MLflow.
 """
 
 from __future__ import annotations
