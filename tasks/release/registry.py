@@ -16,13 +16,15 @@ from __future__ import annotations
 import getpass
 import os
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.errors import IntegrityError, UsageError
+from tasks.errors import IntegrityError, UnavailableError, UsageError
 from tasks.files import file_sha256
 from tasks.home import tracking_uri
-from tasks.release import journal, packaging, store
+from tasks.release import journal, pace, packaging, store
 from tasks.release.champion import (
     ARTIFACT_TAG,
     CHAMPION,
@@ -50,6 +52,12 @@ if TYPE_CHECKING:
     from mlflow.tracking.client import MlflowClient
 
 
+ANEW = "stillroom compress --promote"
+"""Registers the same bytes anew."""
+TRIES = 5
+"""Comparisons of a promotion whose champion others move meanwhile."""
+
+
 def register(
     bundle: Path,
     *,
@@ -64,7 +72,8 @@ def register(
         bundle: servable files, ``manifest.json`` and ``MODEL_CARD.md``.
         name: the registered model.
         documents: files kept with the version, by the name that they get there.
-        release: what is true of this build only (commit, machine, speed): ``release.json``.
+        release: what is true of this build only (commit, machine, speed, limit at promotion):
+            ``release.json``. Of bytes that are a version already only the limit is kept.
         run_id: the MLflow run that it came from.
 
     Raises:
@@ -76,6 +85,7 @@ def register(
     manifest = packaging.admissible(bundle)
     packaging.check_documents(documents)
     digest = manifest[ARTIFACT_TAG]
+    limit = pace.limit_of(release)
     with store.session(name) as client:
         state = _recover(client, name)
         newest = 0 if state.newest is None else state.newest.registration
@@ -92,6 +102,7 @@ def register(
                     ARTIFACT_TAG: digest,
                     MANIFEST_TAG: file_sha256(bundle / "manifest.json"),
                     journal.REGISTRATION: str(newest + 1),
+                    **({} if limit is None else {journal.MAX_SLOWDOWN: limit}),
                 },
             )
         else:
@@ -99,6 +110,8 @@ def register(
             if known.registration < newest:
                 key = journal.REGISTRATION
                 client.set_model_version_tag(name, str(number), key, str(newest + 1))
+            if limit is not None and limit != known.max_slowdown:
+                client.set_model_version_tag(name, str(number), journal.MAX_SLOWDOWN, limit)
         journal.repair_aliases(client, name, _read(client, name))
     return Registered(
         version=number,
@@ -113,38 +126,57 @@ def promote(
     *,
     version: int | None = None,
     yes: bool = False,
+    max_slowdown: float | None = None,
     who: str | None = None,
     why: str | None = None,
 ) -> Move:
     """Make a version the champion: the challenger, or the one that is named.
 
-    The verdict is read from the version; every file is hashed and one request answered
-    before anything moves. Promoting the champion changes nothing, and so does a promotion
+    Verdict and limits are read from the version; every file is hashed, one request answered
+    and the speed compared with the champion's on this host before anything moves. That takes
+    about two seconds, during which the lock is free: if the champion changes meanwhile, it is
+    compared with the new one. Promoting the champion changes nothing, and so does a promotion
     of the newest version when that is withdrawn.
 
     Args:
         name: the registered model.
         version: which one; the challenger when not given.
         yes: bring a withdrawn version back; it has to be named.
+        max_slowdown: times the champion's time, in place of the version's own limit; 0: none.
         who: for the log; the account that runs this when not given.
         why: for the log.
 
     Raises:
         UsageError: no challenger, no such version, or a withdrawn one without `yes`.
-        GateRefused: the version holds no passing verdict.
+        GateRefused: the version holds no passing verdict, or is slower than its limit allows.
         IntegrityError: a file differs from what was registered, or does not answer.
+        UnavailableError: the champion changed each time that it was compared with.
     """
-    with store.session(name) as client:
-        state = _recover(client, name)
-        target = to_promote(state, name, version=version, yes=yes)
-        if target is None or target == state.champion:
-            when = journal.iso(journal.now())
-            return unmoved(state, name, target, when=when, who=who or _account(), why=why or "")
-        found = store.located(client, name, state.versions[target])
-        manifest = verify(found, name=name, next_command="stillroom compress --promote")
-        packaging.check_verdict(manifest)
-        packaging.smoke(found.folder)
-        return _move(client, name, state, kind=PROMOTE, target=target, who=who, why=why or "")
+    who, why = who or _account(), why or ""
+    for _ in range(TRIES):
+        with store.session(name) as client:
+            state = _recover(client, name)
+            target = to_promote(state, name, version=version, yes=yes)
+            if target is None or target == state.champion:
+                when = journal.iso(journal.now())
+                return unmoved(state, name, target, when=when, who=who, why=why)
+            contest = _contest(client, name, state, target, max_slowdown)
+        judged = _measured(name, contest)
+        judged.require(name, target, yes=contest.withdrawn)
+        version = target
+        with store.session(name) as client:
+            state = _recover(client, name)
+            to_promote(state, name, version=version, yes=yes)  # refuses what was withdrawn since
+            if state.champion == contest.against:
+                verify(contest.candidate, name=name, next_command=ANEW)
+                return _move(
+                    client, name, state, kind=PROMOTE, target=target, who=who, why=why,
+                    judged=judged,
+                )  # fmt: skip
+    raise store.Busy(
+        f"{name}: found another champion after each of {TRIES} comparisons, expected one to stay",
+        next_command=f"stillroom status --model {name} --history",
+    )
 
 
 def rollback(name: str, *, reason: str, to: int | None = None, who: str | None = None) -> Move:
@@ -208,6 +240,54 @@ def located(name: str, version: int | None) -> Located | None:
 # --- one move --------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Contest:
+    """Who is compared with whom in a promotion, and what the candidate is held to."""
+
+    target: int
+    candidate: Located
+    withdrawn: bool
+    against: int | None
+    """The champion when this began."""
+    champion: Located | None
+    """Its bundle; None where there is none that is whole."""
+    limit: float | None
+
+
+def _contest(
+    client: MlflowClient, name: str, state: Snapshot, target: int, max_slowdown: float | None
+) -> _Contest:
+    """Find both bundles, and the limit: as given, else as the version has it."""
+    version = state.versions[target]
+    limit = pace.recorded_limit(version.max_slowdown) if max_slowdown is None else max_slowdown
+    holder = None if state.champion is None else state.versions.get(state.champion)
+    champion = None
+    if holder is not None:
+        # a damaged champion is what a promotion may be the cure of
+        with suppress(IntegrityError, UnavailableError), store.store_errors():
+            found = store.located(client, name, holder)
+            verify(found, name=name)
+            champion = found
+    return _Contest(
+        target=target,
+        candidate=store.located(client, name, version),
+        withdrawn=state.withdrawn(target),
+        against=state.champion,
+        champion=champion,
+        limit=limit,
+    )
+
+
+def _measured(name: str, contest: _Contest) -> pace.Judged:
+    """Check a candidate's files, verdict and answer, then its speed beside the champion's."""
+    folder = contest.candidate.folder
+    packaging.check_verdict(verify(contest.candidate, name=name, next_command=ANEW))
+    packaging.smoke(folder)
+    reference = None if contest.champion is None else contest.champion.folder
+    found = pace.compare(folder, reference)
+    return pace.judge(found, against=contest.against, limit=contest.limit)
+
+
 def _move(
     client: MlflowClient,
     name: str,
@@ -217,6 +297,7 @@ def _move(
     target: int,
     who: str | None,
     why: str,
+    judged: pace.Judged | None = None,
 ) -> Move:
     """Intent, commit, close. A crash between any two of them is recovered by the next call."""
     intent = journal.record(
@@ -229,6 +310,7 @@ def _move(
         target=target,
         who=who or _account(),
         why=why,
+        pace=None if judged is None else judged.as_dict(),
     )
     client.set_registered_model_alias(name, CHAMPION, str(target))
     journal.complete(client, name, intent)
@@ -236,6 +318,7 @@ def _move(
     left = "" if state.champion is None else f" (was {state.champion})"
     if kind == ROLLBACK:
         left = f" again; version {state.champion} is withdrawn: {why}"
+    spoken = "" if judged is None else f"; {judged.sentence()}"
     return Move(
         model=name,
         kind=kind,
@@ -245,7 +328,8 @@ def _move(
         who=intent.who,
         why=why,
         artifact_sha256=intent.artifact_sha256,
-        note=f"{name}: version {target} is champion{left}",
+        note=f"{name}: version {target} is champion{left}" + spoken,
+        pace=intent.pace,
     )
 
 
