@@ -3,7 +3,7 @@
 A move is an MLflow run in the experiment `registry`: running while it is an intent,
 finished when it is done, killed when it is void. Its tags say who, when, why, from
 where to where, with which verdict, hash and speed. Every function here takes the client
-that `tasks.release.store` has opened, the only module here that knows of MLflow.
+that `tasks.release.registry_store` has opened, the only module here that knows of MLflow.
 """
 
 from __future__ import annotations

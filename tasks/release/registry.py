@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 from tasks.errors import IntegrityError, UnavailableError, UsageError
 from tasks.files import file_sha256
 from tasks.home import tracking_uri
-from tasks.release import journal, pace, packaging, store
+from tasks.release import journal, pace, packaging
+from tasks.release import registry_store as store
 from tasks.release.champion import (
     ARTIFACT_TAG,
     CHAMPION,

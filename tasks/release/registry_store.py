@@ -1,7 +1,6 @@
 """The registry's place in MLflow: opened under one lock, its errors told, a version logged.
 
-Beside `tasks.tracking` the only module that imports mlflow. What moves, and why, is
-`tasks.release.registry`'s.
+The half of `tasks.release.registry` that imports mlflow; what moves, and why, is decided there.
 """
 
 from __future__ import annotations
