@@ -161,7 +161,7 @@ def promote(
     ] = False,
     max_slowdown: Annotated[
         float | None,
-        typer.Option(metavar="X", min=0, help="This limit, not the version's own; 0: none."),
+        typer.Option(metavar="X", min=0, max=1000, help="In place of its own limit; 0: none."),
     ] = None,
     why: Annotated[str, typer.Option(metavar="TEXT", help="For the log.")] = "",
     model: Model = None,
