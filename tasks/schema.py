@@ -7,13 +7,23 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tasks.schema_base import Count, Fraction, Layers, Section, Sha256, Training
-from tasks.schema_serving import Aware, Calibration, Evaluation, Gate, Quantize, Release, StageDrop
+from tasks.schema_serving import (
+    Aware,
+    Calibration,
+    Evaluation,
+    Gate,
+    Promotion,
+    Quantize,
+    Release,
+    StageDrop,
+)
 
 __all__ = [
     "Aware",
     "Calibration",
     "Evaluation",
     "Gate",
+    "Promotion",
     "Quantize",
     "Release",
     "StageDrop",
@@ -302,6 +312,7 @@ class Params(Section):
     quantize: Quantize
     evaluation: Evaluation
     gate: Gate
+    promotion: Promotion
     release: Release
 
     @model_validator(mode="after")

@@ -114,6 +114,16 @@ class Gate(Section):
     """Share of test texts that the servable files answer as the PyTorch model behind them."""
 
 
+class Promotion(Section):
+    """What a version must meet on the host that promotes it; kept with the version.
+
+    No stage reads it, so that a change runs none again.
+    """
+
+    max_slowdown: Annotated[float, Field(ge=0, le=1000)]
+    """Times the champion's time from text to label, p50 over paired blocks; 0: no limit."""
+
+
 class Release(Section):
     """Where a passing bundle goes."""
 
