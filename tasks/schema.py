@@ -7,12 +7,22 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from tasks.schema_base import Count, Fraction, Layers, Section, Sha256, Training
-from tasks.schema_serving import Aware, Calibration, Evaluation, Gate, Quantize, Release, StageDrop
+from tasks.schema_serving import (
+    Aware,
+    Calibration,
+    Evaluation,
+    Exits,
+    Gate,
+    Quantize,
+    Release,
+    StageDrop,
+)
 
 __all__ = [
     "Aware",
     "Calibration",
     "Evaluation",
+    "Exits",
     "Gate",
     "Quantize",
     "Release",
@@ -299,6 +309,7 @@ class Params(Section):
     distill: Distill
     prune: Prune
     finetune: Finetune
+    exits: Exits
     quantize: Quantize
     evaluation: Evaluation
     gate: Gate
@@ -339,6 +350,11 @@ class Params(Section):
             raise ValueError(
                 f"distill.student.fresh.heads: found {self.distill.student.fresh.heads}, "
                 "expected that hidden is a multiple of heads"
+            )
+        if self.exits.layers and self.quantize.aware.mode == "always":
+            raise ValueError(
+                f"exits.layers: found {list(self.exits.layers)} with quantize.aware.mode always, "
+                "expected none: training with simulated int8 changes the model under its heads"
             )
         if self.evaluation.batches[:1] != (1,):
             raise ValueError(

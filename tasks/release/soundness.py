@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tasks.release.stages import stages_fault
+
 RUNTIMES = ("onnxruntime",)
 WHOLE = ("max_length", "pad_id")
 TEXTS = ("model", "pad_token", "runtime")
@@ -31,7 +33,7 @@ def serving_fault(serving: Any) -> str | None:
         return f"runtime: found {serving['runtime']!r}, expected one of {', '.join(RUNTIMES)}"
     if serving.get("weight_bits", 8) not in (7, 8):
         return f"weight_bits: found {serving['weight_bits']!r}, expected 7 or 8"
-    return None
+    return stages_fault(serving)
 
 
 def labels_fault(labels: Any) -> str | None:
