@@ -48,7 +48,8 @@ def cut_into_stages(path: Path, exits: int) -> list[str]:
     cuts = [_cut(model.graph, name) for name in hidden]
     names = stage_names(exits + 1)
     for index, name in enumerate(names):
-        renamed = {cut.name: state for cut, state in zip(cuts, hidden, strict=True)}
+        renamed = {state: f"{state}_fp32" for state in hidden}  # unless they are what is cut
+        renamed |= {cut.name: state for cut, state in zip(cuts, hidden, strict=True)}
         if index < exits:
             renamed[logits[index]] = "logits"
         wanted = [*logits, "logits"][index], *(cut.name for cut in cuts[index : index + 1])
@@ -131,7 +132,8 @@ def _exit_logits(model: nn.Module, exits: Exits, ids: Sequence[list[int]]) -> li
 def _cut(graph: onnx.GraphProto, name: str) -> onnx.ValueInfoProto:
     """The tensor that the next layer reads where states are handed on.
 
-    It is the output of that name, or in a fp16 graph what is cast to it.
+    It is the output of that name, or what is cast to it in a fp16 graph and dequantised to it in
+    one with ranges: so what follows is the same operators as before the cut.
     """
     info = next(output for output in graph.output if output.name == name)
     cut = onnx.ValueInfoProto()
@@ -140,6 +142,9 @@ def _cut(graph: onnx.GraphProto, name: str) -> onnx.ValueInfoProto:
     if maker.op_type == "Cast":
         cut.name = maker.input[0]
         cut.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    elif maker.op_type == "DequantizeLinear":
+        zero = next(t for t in graph.initializer if t.name == maker.input[2])
+        cut.name, cut.type.tensor_type.elem_type = maker.input[0], zero.data_type
     return cut
 
 
