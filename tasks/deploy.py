@@ -18,7 +18,6 @@ from tasks.release.gate import Verdict
 from tasks.release.model_card import render
 from tasks.release.naming import model_name
 from tasks.release.servable import (
-    SERVING_FILES,
     Servable,
     artifact_sha256,
     file_bytes,
@@ -42,7 +41,7 @@ def main(params: Params) -> Metrics:
         )
     validated = read_metrics("validate")
     DEPLOYED.mkdir(parents=True, exist_ok=True)
-    for name in SERVING_FILES:
+    for name in hashes:
         shutil.copyfile(QUANTIZED / name, DEPLOYED / name)
     manifest = {
         "format": 1,

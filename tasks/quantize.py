@@ -18,6 +18,7 @@ from tasks.evaluation.latency import p50_of
 from tasks.evaluation.quality import quality
 from tasks.hardware import PROFILES, Profile
 from tasks.modeling.checkpoint import load_checkpoint
+from tasks.modeling.exits import load_exits
 from tasks.paths import FINETUNED, QUANTIZED, TRAIN, VALIDATION
 from tasks.problems.classification import encode, logits_of, read_split, read_tokenizer
 from tasks.quantization.aware import train_aware
@@ -28,6 +29,7 @@ from tasks.quantization.fidelity import Fidelity
 from tasks.quantization.forms import precision, weight_bits
 from tasks.quantization.layers import weighted_nodes
 from tasks.quantization.search import Exam
+from tasks.quantization.stages import calibrate_exits, check_exits, serve_in_stages
 from tasks.release.servable import Servable, artifact_sha256, file_bytes, file_hashes
 from tasks.schema import Params, Quantize
 from tasks.stage import Metrics, run, say, write_history
@@ -41,6 +43,7 @@ def main(params: Params) -> Metrics:
     config, max_length = params.quantize, params.data.max_length
     profile = PROFILES[params.hardware.profile]
     model = load_checkpoint(FINETUNED)
+    exits = load_exits(FINETUNED, model) if params.exits.layers else None
     tokenizer = read_tokenizer(FINETUNED, max_length)
     validation = read_split(VALIDATION)
     float_logits = logits_of(model, tokenizer, validation.texts)
@@ -52,15 +55,20 @@ def main(params: Params) -> Metrics:
 
     say("quantize: exporting")
     ids = encode(tokenizer, validation.texts)
+    temperatures: list[float] = []
+    if exits and config.calibrate_confidence:
+        temperatures = calibrate_exits(model, exits, ids, validation.labels)
     QUANTIZED.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as room:
         graph = Path(room) / "float.onnx"
-        export_onnx(model, graph, max_length=max_length)
+        export_onnx(model, graph, max_length=max_length, exits=exits)
         difference = check_export(model, graph, ids[:64], pad_id=model.config.pad_token_id)
         ranged = any(form_for(name, config).scheme == "static" for name in config.runtimes)
+        if exits:
+            difference = max(difference, check_exits(model, exits, graph, ids[:64]))
         exam = Exam(
             graph,
-            weighted_nodes(graph, model),
+            [node for node in weighted_nodes(graph, model) if not node.output.startswith("exit_")],
             ids,
             validation.labels,
             float_logits / temperature,
@@ -77,7 +85,7 @@ def main(params: Params) -> Metrics:
     if len(builds) > 1:
         say(f"quantize: {served.runtime} serves")
     write_history("quantize", [])
-    if wants_training(served.config, quantisation):
+    if wants_training(served.config, quantisation) and not exits:
         trained = QUANTIZED / "trained.onnx"
         fidelity, cooled = train_aware(
             params, trained, tokenizer, validation, exam.exact,
@@ -89,6 +97,15 @@ def main(params: Params) -> Metrics:
             temperature = cooled
         trained.unlink(missing_ok=True)
 
+    depth: Metrics = {}
+    if exits:
+        found = serve_in_stages(QUANTIZED, exits.layers, params.exits.confidence,
+                                validation=validation, max_loss=config.max_loss)  # fmt: skip
+        depth = {"exits": {**found, "temperatures": temperatures}}
+        say(f"quantize: stops at {found['confidence']:g}: accuracy {found['accuracy']:.4f}, "
+            f"{found['full_depth']:.4f} at full depth, stop at each exit: "
+            f"{', '.join(f'{share:.0%}' for share in found['share'])}")  # fmt: skip
+
     servable = Servable(QUANTIZED)
     # one by one, as they are served: the scales of activations are those of a whole batch
     logits = np.concatenate([servable.logits([text]) for text in validation.texts])
@@ -99,11 +116,14 @@ def main(params: Params) -> Metrics:
         "export_difference": difference,
         "artifact_sha256": artifact_sha256(file_hashes(QUANTIZED)),
         "file_bytes": file_bytes(QUANTIZED),
-        "flipped_by_quantisation": float((logits.argmax(-1) != float_logits.argmax(-1)).mean()),
+        "flipped_by_quantisation": quantisation["flip_rate"] if exits else float(
+            (logits.argmax(-1) != float_logits.argmax(-1)).mean()
+        ),
         "quantisation": quantisation,
         "validation": quality(logits, validation.labels),
         "runtime": {"p50_ms_by_runtime": times},
-    }
+        **depth,
+    }  # fmt: skip
 
 
 def build_for(

@@ -11,6 +11,7 @@ from tasks.schema_serving import (
     Aware,
     Calibration,
     Evaluation,
+    Exits,
     Gate,
     Promotion,
     Quantize,
@@ -22,6 +23,7 @@ __all__ = [
     "Aware",
     "Calibration",
     "Evaluation",
+    "Exits",
     "Gate",
     "Promotion",
     "Quantize",
@@ -309,6 +311,7 @@ class Params(Section):
     distill: Distill
     prune: Prune
     finetune: Finetune
+    exits: Exits
     quantize: Quantize
     evaluation: Evaluation
     gate: Gate
@@ -327,6 +330,9 @@ class Params(Section):
         for name, (source, hub) in sources.items():
             if source == "hub" and not hub.id:
                 raise ValueError(f"{name}.hub.id: found '', expected OWNER/NAME")
+        if self.exits.layers and self.quantize.runtimes != ("onnxruntime",):
+            raise ValueError("quantize.runtimes: found others than onnxruntime with exits.layers, "
+                             "expected onnxruntime alone: it runs a model in stages")  # fmt: skip
         if self.prune.sparsity.method == "lottery" and self.distill.early == 0:
             raise ValueError("distill.early: found 0 with prune.sparsity.method lottery, expected "
                              "a share of the steps such as 0.05")  # fmt: skip
@@ -350,6 +356,11 @@ class Params(Section):
             raise ValueError(
                 f"distill.student.fresh.heads: found {self.distill.student.fresh.heads}, "
                 "expected that hidden is a multiple of heads"
+            )
+        if self.exits.layers and self.quantize.aware.mode == "always":
+            raise ValueError(
+                f"exits.layers: found {list(self.exits.layers)} with quantize.aware.mode always, "
+                "expected none: training with simulated int8 changes the model under its heads"
             )
         if self.evaluation.batches[:1] != (1,):
             raise ValueError(

@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tasks.schema_base import Count, Fraction, Section, Training
+
+
+class Exits(Section):
+    """Depth that follows the input: heads before the last layer, and when one is sure enough."""
+
+    layers: tuple[Count, ...] = Field(strict=False)
+    """How many of the pruned model's layers have run at each exit; none switches it off."""
+    confidence: Literal["auto"] | Annotated[float, Field(gt=0, le=1)]
+    """Softmax probability from which on serving stops; 1 never stops early. `auto`: the least
+    that costs at most `quantize.max_loss` points against full depth on validation."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Exits:
+        if list(self.layers) != sorted(set(self.layers)):
+            raise ValueError(
+                f"exits.layers: found {list(self.layers)}, expected distinct numbers, ascending"
+            )
+        return self
 
 
 class Calibration(Section):
@@ -24,7 +42,7 @@ class Aware(Section):
 
     mode: Literal["auto", "never", "always"]
     """`auto`: where the budget is not kept with every layer in int8; the better of the two is
-    served."""
+    served. Never with `exits.layers`: it changes the model under its heads."""
     training: Training
 
 

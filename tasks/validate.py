@@ -22,6 +22,7 @@ import torch
 from tokenizers import Tokenizer
 
 from tasks.errors import IntegrityError
+from tasks.evaluation.adaptive import adaptive_depth
 from tasks.evaluation.energy import Energy, energy_of
 from tasks.evaluation.evidence import (
     Answers,
@@ -76,6 +77,7 @@ from tasks.paths import (
     VALIDATION,
 )
 from tasks.problems.classification import (
+    Split,
     encode,
     logits_of,
     pad,
@@ -154,6 +156,7 @@ def main(params: Params) -> Metrics:
         evidence={
             **from_answers(answers_of, classes, read_metrics("quantize")),
             **gather(answers_of, params),
+            **depth_curve(test, names, params.evaluation),
             "latency": speed.grid,
             "engine": speed.engine,
             "energy": payback(
@@ -281,6 +284,19 @@ def measure_speed(
             answerers[name], picked, seconds=config.energy_seconds, country=config.country
         )
     return Speed(latency, cells, engine, cold, energy)
+
+
+def depth_curve(test: Split, names: Sequence[str], config: Evaluation) -> dict[str, Any]:
+    """What other confidences would have given, where the candidate has early exits."""
+    candidate = Servable(QUANTIZED)
+    if "stages" not in candidate.serving:
+        return {}
+    say("validate: accuracy and latency over the confidence asked for")
+    step = max(len(test.texts) // config.latency_texts, 1)
+    timed = test.texts[::step][: config.latency_texts]
+    found = adaptive_depth(candidate, test.texts, test.labels, names,
+                           timed=timed, rounds=config.latency_rounds)  # fmt: skip
+    return {"adaptive_depth": found}
 
 
 def latency_grid(texts: Sequence[str], config: Evaluation, max_length: int) -> list[dict[str, Any]]:

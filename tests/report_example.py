@@ -123,6 +123,13 @@ def evidence() -> dict[str, Any]:
             for model, p50 in (("teacher", 9.1), ("deploy", 0.376))
             for batch in (1, 8, 32) for pieces in (8, 64) for threads in (1, 2)
         ],
+        "adaptive_depth": [
+            {"confidence": confidence, "accuracy": accuracy, "share": [early, 1 - early],
+             "latency_ms": 0.41 - 0.2 * early, "served": confidence == 0.72}
+            for confidence, accuracy, early in ((0.3, 0.861, 1.0), (0.5, 0.893, 0.82),
+                                                (0.72, 0.915, 0.61), (0.9, 0.9164, 0.37),
+                                                (1.0, 0.9162, 0.0))
+        ],
         "engine": {"text_to_label_p50": 0.376, "engine_p50": 0.291, "ratio": 1.29},
         "energy": {
             "stages": [

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from child import Answer, main
 
-from tasks.release.servable import SERVING_FILES, Servable
+from tasks.release.servable import Servable, serving_files
 
 
 def build(room: Path) -> None:
-    for name in SERVING_FILES:
+    for name in serving_files(room / "candidate"):
         (room / "artifact" / name).write_bytes((room / "candidate" / name).read_bytes())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.evaluation.charts import Bar, bars, reliability
+from tasks.evaluation.charts import Bar, Point, bars, reliability, scatter
 from tasks.evaluation.figures import (
     DASH,
     count,
@@ -47,6 +47,7 @@ def evidence_sections(evidence: Mapping[str, Any]) -> list[Section]:
         robustness(evidence.get("robustness"), evidence.get("counterfactual")),
         slices(evidence.get("slices")),
         elsewhere(evidence),
+        depth(evidence.get("adaptive_depth")),
         speed(evidence.get("latency"), evidence.get("engine")),
         energy_section(evidence.get("energy")),
         repeats(evidence.get("folds"), evidence.get("seeds")),
@@ -273,6 +274,34 @@ def elsewhere(evidence: Mapping[str, Any]) -> Section | None:
         )
     return Section("elsewhere", "Texts from elsewhere, and from too near", facts(lines) + body
                    ) if lines or body else None  # fmt: skip
+
+
+def depth(found: Sequence[Record] | None) -> Section | None:
+    """Accuracy against mean latency over the confidence asked for; none without early exits."""
+    if not found:
+        return None
+    rows = list({(r["latency_ms"], r["accuracy"]): r for r in found}.values())
+    marks = [Point((f"{r['confidence']:g}",), r["latency_ms"], 100 * r["accuracy"],
+                   "candidate" if r["served"] else "stage") for r in rows]  # fmt: skip
+    worst, best = min(p.y for p in marks), max(p.y for p in marks)
+    said = "; ".join(f"at {p.names[0]} {p.y:.2f} % in {p.x:.3g} ms" for p in marks)
+    drawn = figure("Over the confidence asked for", scatter(
+        marks, title=f"accuracy in % over mean latency in ms: {said}",
+        x_label="mean latency, ms, log scale", y_label="accuracy, %", x_text=significant,
+        foot=worst - 0.25 * max(best - worst, 0.5)))  # fmt: skip
+    columns: list[Column] = [
+        ("stops at", lambda r: f"{r['confidence']:g}"),
+        ("accuracy", lambda r: percent(r["accuracy"])),
+        *((f"exit {n + 1}" if n + 1 < len(found[0]["share"]) else "to the end",
+           lambda r, n=n: percent(r["share"][n])) for n in range(len(found[0]["share"]))),
+        ("mean ms", lambda r: significant(r["latency_ms"])),
+        ("served", lambda r: "yes" if r["served"] else DASH),
+    ]  # fmt: skip
+    lead = ("Easy texts leave at an early exit, the first whose softmax is as sure as asked. The "
+            "served confidence was chosen on validation. Latency: each exit timed on its own, "
+            "batch 1, averaged by the shares that stop there.")  # fmt: skip
+    shares = table("Share of the texts that stop at each exit", columns, found, words=["served"])
+    return Section("depth", "Adaptive depth", paragraph(lead, "soft") + pair(drawn, shares))
 
 
 def speed(grid: Sequence[Record] | None, engine: Record | None) -> Section | None:

@@ -158,6 +158,8 @@ TECHNIQUES = (
               lambda p: p.finetune.enabled, ("finetune.enabled=false",)),
     Technique("rewinding", "learning-rate rewinding: finetune's own rate",
               lambda p: p.finetune.enabled and p.finetune.rewind, ("finetune.rewind=false",)),
+    Technique("exits", "early exits: every text goes to the end",
+              lambda p: bool(p.exits.layers), ("exits.layers=[]",)),
     Technique("int8", "int8 weights: fp32", _quantised, ("quantize.scheme=none",)),
     Technique("int8-embeddings", "int8 embedding tables: fp32",
               lambda p: _quantised(p) and p.quantize.embeddings, ("quantize.embeddings=false",)),

@@ -34,6 +34,8 @@ from tasks.modeling.surgery import (
 )
 
 CHECKPOINT_FILES = ("config.json", "model.safetensors", "surgery.json", "tokenizer.json")
+EXITS_FILE = "exits.safetensors"
+"""Heads before the last layer, where a checkpoint has them: `tasks.modeling.exits`."""
 
 
 def load_pretrained(
@@ -191,5 +193,6 @@ def parameters(model: nn.Module) -> int:
 
 def checkpoint_bytes(folder: Path) -> int:
     """Bytes of model and tokenizer files."""
-    names: Sequence[str] = [n for n in CHECKPOINT_FILES if (folder / n).exists()]
+    files = (*CHECKPOINT_FILES, EXITS_FILE)
+    names: Sequence[str] = [n for n in files if (folder / n).exists()]
     return sum((folder / name).stat().st_size for name in names)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import logging
@@ -10,6 +11,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +21,7 @@ from torch import nn
 from tasks.errors import IntegrityError
 from tasks.modeling.architecture import architecture_of, embeddings_of
 from tasks.modeling.checkpoint import clone, load_checkpoint
+from tasks.modeling.exits import Exits, states_after
 from tasks.modeling.vocabulary import pad_token
 from tasks.problems.classification import encode, pad, read_labels, read_tokenizer
 from tasks.release.servable import write_servable
@@ -51,13 +54,34 @@ class ForServing(nn.Module):
             embeddings.position_embeddings.weight.data += segment
             embeddings.token_type_embeddings = NoSegments()
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        return self.answer(input_ids, attention_mask)
+
+    def answer(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Logits ``[batch, classes]`` at full depth."""
         bias = (1.0 - attention_mask[:, None, None, :].float()) * MASKED
         if self.causal:
             place = torch.arange(attention_mask.shape[1], device=attention_mask.device)
             bias = bias + (place[None, :] > place[:, None]).float() * MASKED
         logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=bias).logits
         return logits
+
+
+class WithExits(ForServing):
+    """The same, and of each exit its logits and the states ``[batch, length, channels]`` that the
+    next layer reads: where `tasks.quantization.stages` cuts the graph."""
+
+    exits: Exits
+
+    def __init__(self, model: nn.Module, exits: Exits) -> None:
+        super().__init__(model)
+        self.exits = copy.deepcopy(exits).eval()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        with states_after(self.model, self.exits.layers) as states:
+            logits = self.answer(input_ids, attention_mask)
+        found = self.exits(self.model, states, attention_mask)
+        return (logits, *found, *(states[layer] for layer in self.exits.layers))
 
 
 class NoSegments(nn.Module):
@@ -67,12 +91,16 @@ class NoSegments(nn.Module):
         return 0.0
 
 
-def export_onnx(model: nn.Module, path: Path, *, max_length: int) -> None:
+def export_onnx(
+    model: nn.Module, path: Path, *, max_length: int, exits: Exits | None = None
+) -> None:
     """Write an fp32 ONNX graph with dynamic batch and length.
 
     Inputs ``input_ids`` and ``attention_mask`` ``[batch, length]`` int64; output ``logits``
-    ``[batch, classes]`` float32.
+    ``[batch, classes]`` float32, and with exits those of `exit_outputs`.
     """
+    module = ForServing(model) if exits is None else WithExits(model, exits)
+    logits, hidden = exit_outputs(0 if exits is None else len(exits.layers))
     path.parent.mkdir(parents=True, exist_ok=True)
     # two tensors: the exporter takes one that is passed twice for one input
     ids, mask = torch.full((2, 8), 3, dtype=torch.long), torch.ones((2, 8), dtype=torch.long)
@@ -81,10 +109,10 @@ def export_onnx(model: nn.Module, path: Path, *, max_length: int) -> None:
     shape = {0: batch, 1: length}
     with quiet():
         program = torch.onnx.export(
-            ForServing(model),
+            module,
             (ids, mask),
             input_names=["input_ids", "attention_mask"],
-            output_names=["logits"],
+            output_names=["logits", *logits, *hidden],
             dynamic_shapes={"input_ids": shape, "attention_mask": shape},
             opset_version=OPSET,
             dynamo=True,
@@ -97,6 +125,11 @@ def export_onnx(model: nn.Module, path: Path, *, max_length: int) -> None:
         node.doc_string = ""
     del proto.graph.value_info[:]
     onnx.save(proto, path)
+
+
+def exit_outputs(count: int) -> tuple[list[str], list[str]]:
+    """What a graph with exits calls their logits, and the states that are handed on there."""
+    return [f"exit_{n}" for n in range(count)], [f"hidden_{n}" for n in range(count)]
 
 
 def check_export(model: nn.Module, path: Path, ids: Sequence[list[int]], *, pad_id: int) -> float:

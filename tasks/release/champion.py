@@ -87,9 +87,9 @@ def verify(found: Located, *, name: str, next_command: str | None = None) -> dic
     manifest_file = found.folder / "manifest.json"
     _expect(manifest_file, found.manifest_sha256, where, command)
     manifest: dict[str, Any] = json.loads(manifest_file.read_text("utf-8"))
-    for file in SERVING_FILES:
+    for file in sorted({*SERVING_FILES, *manifest["files"]}):
         _expect(found.folder / file, str(manifest["files"].get(file)), where, command)
-    together = artifact_sha256({file: manifest["files"][file] for file in SERVING_FILES})
+    together = artifact_sha256(manifest["files"])
     if together != found.artifact_sha256:
         raise _differs(found.folder, together, found.artifact_sha256, where, command)
     return manifest

@@ -22,10 +22,10 @@ from tasks.errors import GateRefused, IntegrityError, UnavailableError, UsageErr
 from tasks.files import write_json
 from tasks.home import CHECKOUT
 from tasks.release.servable import (
-    SERVING_FILES,
     Servable,
     artifact_sha256,
     file_hashes,
+    serving_files,
 )
 
 MODEL_CODE = CHECKOUT / "tasks/release/pyfunc_model.py"
@@ -37,6 +37,7 @@ LOADER = (
     "tasks/release/__init__.py",
     "tasks/release/servable.py",
     "tasks/release/soundness.py",
+    "tasks/release/stages.py",
     "tasks/runtimes/__init__.py",
     "tasks/runtimes/onnx.py",
 )
@@ -54,7 +55,8 @@ def admissible(bundle: Path) -> dict[str, Any]:
         IntegrityError: its files are not those of the manifest, or of the verdict.
     """
     file = bundle / "manifest.json"
-    missing = [n for n in (*SERVING_FILES, "manifest.json") if not (bundle / n).is_file()]
+    names = serving_files(bundle)
+    missing = [n for n in (*names, "manifest.json") if not (bundle / n).is_file()]
     if missing:
         raise UsageError(
             f"{bundle}: found no {', '.join(missing)}, expected a bundle",
@@ -62,7 +64,7 @@ def admissible(bundle: Path) -> dict[str, Any]:
         )
     try:
         manifest: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        recorded = {name: manifest["files"][name] for name in SERVING_FILES}
+        recorded = {name: manifest["files"][name] for name in names}
         whole = manifest["artifact_sha256"]
     except (ValueError, KeyError, TypeError) as error:
         raise IntegrityError(

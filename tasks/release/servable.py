@@ -5,16 +5,17 @@
     serving.json     problem, runtime, length limit, padding, hardware profile
     tokenizer.json   read by `tokenizers`
 
-A bundle has ``manifest.json`` and ``MODEL_CARD.md`` beside these. Loading needs
-`onnxruntime`, `tokenizers` and `numpy`; neither torch nor transformers, and another engine
-only where ``serving.json`` names it and the machine has it.
+With early exits there are ``model.1.onnx`` and so on, too: `tasks.release.stages`. A bundle has
+``manifest.json`` and ``MODEL_CARD.md`` beside these. Loading needs `onnxruntime`, `tokenizers` and
+`numpy`; neither torch nor transformers, and another engine only where ``serving.json`` names it and
+the machine has it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,12 @@ from tokenizers import Tokenizer
 from tasks.errors import IntegrityError, UnavailableError
 from tasks.files import file_sha256, write_json
 from tasks.release.soundness import labels_fault, logits_fault, serving_fault
-from tasks.runtimes.interface import load
+from tasks.release.stages import Staged, read_stage_files, stage_files
+from tasks.runtimes.interface import Runtime, load
+from tasks.runtimes.onnx import OnnxRuntime
 
 SERVING_FILES = ("labels.json", "model.onnx", "serving.json", "tokenizer.json")
+"""Of any servable folder; `serving_files` has those of one."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,11 @@ class Servable:
     """
 
     def __init__(self, folder: Path, *, threads: int = 1) -> None:
-        for name in SERVING_FILES:
+        expected = serving_files(folder)
+        for name in expected:
             if not (folder / name).is_file():
                 raise UnavailableError(
-                    f"{folder / name}: missing, expected the files {', '.join(SERVING_FILES)}",
+                    f"{folder / name}: missing, expected the files {', '.join(expected)}",
                     next_command="stillroom status",
                 )
         try:
@@ -63,17 +68,12 @@ class Servable:
             self._require(folder / "labels.json", labels_fault(self.labels))
             self._require(folder / "serving.json", serving_fault(self.serving))
             self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            self._runtime = load(
-                folder / self.serving["model"],
-                runtime=self.serving["runtime"],
-                threads=threads,
-                weight_bits=self.serving.get("weight_bits", 8),
-            )
+            self._runtime = self._open(folder, threads)
             self._tokenizer.enable_truncation(self.serving["max_length"])
             self._tokenizer.enable_padding(
                 pad_id=self.serving["pad_id"], pad_token=self.serving["pad_token"]
             )
-            found = self.run(*self._probe())
+            found = list(self.every_exit(*self._probe()))
         except IntegrityError:
             raise
         except Exception as error:
@@ -81,7 +81,20 @@ class Servable:
                 f"{folder}: cannot be loaded ({type(error).__name__}: {error})",
                 next_command="stillroom rollback --reason 'bundle does not load'",
             ) from error
-        self._require(folder, logits_fault(found, self.labels))
+        for logits in found:
+            self._require(folder, logits_fault(logits, self.labels))
+
+    def _open(self, folder: Path, threads: int) -> Runtime:
+        """The engine that ``serving.json`` names; ONNX Runtime for each stage of several."""
+        bits = self.serving.get("weight_bits", 8)
+        if "stages" not in self.serving:
+            return load(folder / self.serving["model"], runtime=self.serving["runtime"],
+                        threads=threads, weight_bits=bits)  # fmt: skip
+        return Staged(
+            [OnnxRuntime(folder / name, threads=threads, weight_bits=bits)
+             for name in stage_files(self.serving)],
+            confidence=self.serving["confidence"],
+        )  # fmt: skip
 
     def _probe(self) -> tuple[np.ndarray, np.ndarray]:
         """The first, the last and the padding piece: a table that is too short for them shows."""
@@ -112,6 +125,19 @@ class Servable:
         """Logits ``[batch, classes]`` of what `encode` gives: the bare engine."""
         return self._runtime.run(ids, mask)
 
+    def depths(self, texts: Sequence[str]) -> np.ndarray:
+        """How many stages each answer took, ``[batch]``: 1 for all where there is one."""
+        ids, mask = self.encode(texts)
+        if isinstance(self._runtime, Staged):
+            return self._runtime.answer(ids, mask)[1]
+        return np.ones(len(ids), dtype=np.int64)
+
+    def every_exit(self, ids: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
+        """Logits of each stage, one after another, whatever the confidence asked for."""
+        if isinstance(self._runtime, Staged):
+            return self._runtime.walk(ids, mask)
+        return iter([self._runtime.run(ids, mask)])
+
     def predict(self, texts: Sequence[str]) -> list[Prediction]:
         """The likeliest label of each text."""
         scores = softmax(self.logits(texts))
@@ -138,23 +164,28 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 def write_servable(
     folder: Path, *, labels: Sequence[str], serving: Mapping[str, Any], tokenizer_json: str
 ) -> None:
-    """Write everything but ``model.onnx``."""
+    """Write everything but the graphs."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "labels.json", list(labels))
     write_json(folder / "serving.json", dict(serving))
     (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
 
 
+def serving_files(folder: Path) -> tuple[str, ...]:
+    """All that answering needs of a servable folder, as its ``serving.json`` has it, sorted."""
+    return tuple(sorted({*SERVING_FILES, *read_stage_files(folder)}))
+
+
 def file_hashes(folder: Path) -> dict[str, str]:
     """sha256 of each servable file in a folder, by name."""
-    return {name: file_sha256(folder / name) for name in SERVING_FILES}
+    return {name: file_sha256(folder / name) for name in serving_files(folder)}
 
 
 def artifact_sha256(hashes: Mapping[str, str]) -> str:
     """One hash for a servable folder.
 
     It is what ``sha256sum labels.json model.onnx serving.json tokenizer.json | sha256sum``
-    prints inside the folder.
+    prints inside the folder, the files of further stages among them in order.
     """
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(hashes.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
@@ -162,4 +193,4 @@ def artifact_sha256(hashes: Mapping[str, str]) -> str:
 
 def file_bytes(folder: Path) -> int:
     """Size of all servable files together."""
-    return sum((folder / name).stat().st_size for name in SERVING_FILES)
+    return sum((folder / name).stat().st_size for name in serving_files(folder))

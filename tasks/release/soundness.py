@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tasks.release.stages import stages_fault
 from tasks.runtimes.interface import NAMES
 
 WHOLE = ("max_length", "pad_id")
@@ -32,7 +33,7 @@ def serving_fault(serving: Any) -> str | None:
         return f"runtime: found {serving['runtime']!r}, expected one of {', '.join(NAMES)}"
     if serving.get("weight_bits", 8) not in (7, 8):
         return f"weight_bits: found {serving['weight_bits']!r}, expected 7 or 8"
-    return None
+    return stages_fault(serving)
 
 
 def labels_fault(labels: Any) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class OnnxRuntime:
             options,
             providers=["CPUExecutionProvider"],
         )
+        self._takes = [one.name for one in self._session.get_inputs()]
+        self._makes = [one.name for one in self._session.get_outputs()]
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """Logits ``[batch, classes]`` float32 for ids and mask ``[batch, length]`` int64."""
@@ -51,6 +53,11 @@ class OnnxRuntime:
         """Other outputs of the graph, by name."""
         feeds = dict(zip(INPUTS, (input_ids, attention_mask), strict=True))
         return [np.asarray(output) for output in self._session.run(list(names), feeds)]
+
+    def feed(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """All outputs by name, in the graph's order, for those of the inputs that it takes."""
+        found = self._session.run(self._makes, {name: inputs[name] for name in self._takes})
+        return dict(zip(self._makes, found, strict=True))
 
     def describe(self) -> dict[str, Any]:
         """Name, version and provider, for reports."""

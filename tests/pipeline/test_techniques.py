@@ -25,6 +25,7 @@ from tasks.params import assignment, load, overlay, read_yaml
 from tasks.problems.classification import encode, read_split, read_tokenizer
 from tasks.pruning.sparsity import matrices, sparsity_of
 from tasks.quantization.export import check_export, export_onnx
+from tasks.release.servable import Servable
 from tasks.stage import discard_outputs, finite, use_threads
 from tests.conftest import Run
 
@@ -218,6 +219,26 @@ def test_training_with_simulated_int8(stage: Stage) -> None:
     assert metrics["quantisation"]["drop"] == min(one["drop"] for one in tried)
     assert (folder / "model.onnx").exists()
     assert not (folder / "trained.onnx").exists()
+
+
+def test_early_exits_are_trained_and_served_in_stages(stage: Stage) -> None:
+    folder, plain = stage("finetune")
+    assert "exits" not in plain
+    before = load_checkpoint(folder).state_dict()
+    folder, metrics = stage("finetune", "exits.layers=[1, 2]")
+    assert [row["layer"] for row in metrics["exits"]] == [1, 2]
+    assert metrics["validation"] == plain["validation"]
+    for name, tensor in load_checkpoint(folder).state_dict().items():
+        assert torch.equal(before[name], tensor)
+    folder, metrics = stage("quantize", "exits.layers=[1, 2]", "exits.confidence=0.5")
+    served = Servable(folder)
+    texts = read_split(folder.parents[1] / "prepared" / "validation.parquet").texts
+    depths = [int(served.depths([text])[0]) for text in texts]
+    share = [depths.count(depth) / len(texts) for depth in (1, 2, 3)]
+    assert metrics["exits"]["share"] == pytest.approx(share)
+    assert metrics["exits"]["accuracy"] == pytest.approx(metrics["validation"]["accuracy"])
+    with pytest.raises(UsageError, match=r"exits\.layers"):
+        stage("finetune", "exits.layers=[3]")
 
 
 @pytest.mark.parametrize("scheme", ["static", "weight_only", "half"])

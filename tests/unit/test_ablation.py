@@ -68,7 +68,7 @@ EVERYTHING = (
     "finetune.contrastive=0.1", "distill.growth=0.5", "distill.alpha_end=0.0",
     "distill.students=3", "prune.hidden_keep=0.5",
     "prune.drop_layers=1", "prune.scope=global", "prune.rounds=3", "prune.embedding_rank=64",
-    "prune.sparsity.method=wanda", "finetune.rewind=true",
+    "prune.sparsity.method=wanda", "finetune.rewind=true", "exits.layers=[1]",
 )  # fmt: skip
 
 
