@@ -14,15 +14,15 @@ from onnx import TensorProto, numpy_helper
 
 OPSETS = range(9, 26)
 SUPPORTED = frozenset({
-    "Abs", "Add", "And", "Cast", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape",
-    "Cos", "CumSum", "DequantizeLinear", "Div", "Einsum", "Equal", "Erf", "Exp", "Expand",
-    "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gelu", "Gemm", "Greater",
-    "GreaterOrEqual", "Identity", "LayerNormalization", "Less", "LessOrEqual", "Log",
-    "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "QuantizeLinear",
-    "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum",
-    "Relu", "Reshape", "ScatterND", "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax",
-    "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Trilu", "Unsqueeze",
-    "Where", "Xor",
+    "Abs", "Add", "And", "ArgMax", "ArgMin", "Cast", "Ceil", "Clip", "Concat", "Constant",
+    "ConstantOfShape", "Cos", "CumSum", "DequantizeLinear", "Div", "Einsum", "Equal", "Erf",
+    "Exp", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gelu",
+    "Gemm", "Greater", "GreaterOrEqual", "Identity", "LayerNormalization", "Less",
+    "LessOrEqual", "Log", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow",
+    "QuantizeLinear", "Range", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin",
+    "ReduceProd", "ReduceSum", "Relu", "Reshape", "ScatterND", "Shape", "Sigmoid", "Sign",
+    "Sin", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose",
+    "Trilu", "Unsqueeze", "Where", "Xor",
 })  # fmt: skip
 """Of the default domain; the parser has more, which no text classifier needs."""
 PAIR = ("QuantizeLinear", "DequantizeLinear")
