@@ -159,12 +159,22 @@ def promote(
     yes: Annotated[
         bool, typer.Option("--yes", help="Bring back a withdrawn version (with --version).")
     ] = False,
+    max_slowdown: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0, max=1000, help="In place of its own limit; 0: none."),
+    ] = None,
     why: Annotated[str, typer.Option(metavar="TEXT", help="For the log.")] = "",
     model: Model = None,
     as_json: Json = False,
 ) -> None:
-    """Make the challenger champion: what serving answers with from now on."""
-    move = _registry().promote(_model(model), version=version, yes=yes, why=why)
+    """Make the challenger champion: what serving answers with from now on.
+
+    It is timed beside the champion first. Exit 3 where it takes more than
+    promotion.max_slowdown times as long; that limit was registered with it.
+    """
+    move = _registry().promote(
+        _model(model), version=version, yes=yes, max_slowdown=max_slowdown, why=why
+    )
     _tell(move.as_dict(), move.note, as_json)
 
 

@@ -131,7 +131,10 @@ def opened(workspace: Workspace, progress: Progress) -> Iterator[Pipeline]:
             killed = isinstance(error, KeyboardInterrupt) or not isinstance(error, Exception)
             status = "FINISHED" if refused else "KILLED" if killed else "FAILED"
             verdict = "refused" if refused else "none"
-            lost = tracker.close(status, tags={"verdict": verdict, "error": str(error)[:4000]})
+            tags = {"verdict": verdict, "error": str(error)[:4000]}
+            if (version := pipeline.outcome.get("version")) is not None:
+                tags["version"] = version  # registered, then refused at its promotion
+            lost = tracker.close(status, tags=tags)
             _warn_lost(progress, lost)
             raise
         version = pipeline.outcome.get("version")
@@ -254,7 +257,7 @@ def release(pipeline: Pipeline, *, promote: bool) -> None:
         root / "data" / "models" / "deploy",
         name=name,
         documents=documents,
-        release=provenance.release(root),
+        release=provenance.release(root, pipeline.workspace.params.promotion),
         run_id=pipeline.tracker.run_id(),
     )
     pipeline.outcome["version"] = registered.version

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from flows.stack import answers
 from tasks.hardware import PROFILES, detect_profile, profile_of
 from tasks.home import home, tracking_uri
 from tasks.processor import cpu_flags, native_bf16, saturates
+from tasks.runtimes.interface import NAMES, missing
 from tasks.schema import Params
 
 Level = Literal["ok", "note", "problem"]
@@ -58,7 +58,8 @@ class Machine:
     memory: int
     disk: int
     gpu: str
-    tensorrt: bool
+    absent: Mapping[str, str | None]
+    """Why an engine cannot run here, by its name; None where it can."""
     links: tuple[str, ...]
     """Kinds that work between the cache and the workspace."""
     locked_by: bool
@@ -98,7 +99,7 @@ def look(root: Path) -> Machine:
         memory=psutil.virtual_memory().total,
         disk=shutil.disk_usage(root).free,
         gpu=_gpu(),
-        tensorrt=find_spec("tensorrt") is not None,
+        absent={name: missing(name, weight_bits=7) for name in NAMES},
         links=tuple(_links(root)),
         locked_by=_held(root / ".dvc/tmp/rwlock"),
         remote=_said(["git", "config", "-f", ".dvc/config.local", "core.remote"], root)
@@ -220,10 +221,18 @@ def _gpu_finding(m: Machine, params: Params) -> Finding:
             "hardware.device is cuda, and no GPU was found",
             "stillroom compress --set hardware.device=cpu",
         )
-    tensorrt = "TensorRT installed" if m.tensorrt else "no TensorRT"
-    return Finding(
-        "gpu", "ok", f"{m.gpu or 'none'}, {tensorrt}; nothing of the main job needs them"
-    )
+    return Finding("gpu", "ok", f"{m.gpu or 'none'}; nothing of the main job needs one")
+
+
+def _runtimes(m: Machine, params: Params) -> Finding:
+    able = [name for name, why in m.absent.items() if why is None]
+    asked = [f"{name}: {m.absent[name]}" for name in params.quantize.runtimes if m.absent[name]]
+    others = [f"{name}: {why}" for name, why in m.absent.items() if why]
+    if asked:
+        return Finding("runtimes", "note", f"{'; '.join(asked)}; ONNX Runtime would answer for it",
+                       "stillroom compress --set quantize.runtimes=[onnxruntime]")  # fmt: skip
+    return Finding("runtimes", "ok", f"{', '.join(able)} ({'; '.join(others)})" if others
+                   else ", ".join(able))  # fmt: skip
 
 
 def _memory(m: Machine, params: Params) -> Finding:
@@ -306,6 +315,7 @@ CHECKS: tuple[Callable[[Machine, Params], Finding], ...] = (
     _mlflow,
     _prefect,
     _gpu_finding,
+    _runtimes,
     _profile,
     _bfloat16,
     _int8,

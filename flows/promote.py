@@ -27,7 +27,11 @@ from tasks.release.naming import model_name
 
 @flow(name="promote", retries=0)
 def promote(
-    model: str | None = None, version: int | None = None, yes: bool = False, why: str = ""
+    model: str | None = None,
+    version: int | None = None,
+    yes: bool = False,
+    max_slowdown: float | None = None,
+    why: str = "",
 ) -> dict[str, Any]:
     """Make a version champion.
 
@@ -35,10 +39,13 @@ def promote(
         model: registered model; that of the checkout's params.yaml when not given.
         version: the challenger when not given.
         yes: bring back a withdrawn version.
+        max_slowdown: times the champion's time, in place of the version's own limit; 0: none.
         why: for the log.
     """
     name = model or default_model()
-    move = registry.promote(name, version=version, yes=yes, who=account(), why=why)
+    move = registry.promote(
+        name, version=version, yes=yes, max_slowdown=max_slowdown, who=account(), why=why
+    )
     report(move.as_dict())
     return move.as_dict()
 
@@ -55,7 +62,9 @@ def account() -> str:
 
 def report(move: dict[str, Any]) -> None:
     """Leave a move in Prefect as a markdown artifact."""
-    rows = [f"| {key} | {'' if value is None else value} |" for key, value in move.items()]
+    facts = {k: v for k, v in move.items() if k != "pace"}
+    facts.update({f"pace: {key}": value for key, value in (move["pace"] or {}).items()})
+    rows = [f"| {key} | {'' if value is None else value} |" for key, value in facts.items()]
     create_markdown_artifact(
         key=f"{move['kind'] if move['changed'] else 'promote'}-{_key(move['model'])}",
         markdown="\n".join([move["note"], "", "| | |", "|---|---|", *rows]),

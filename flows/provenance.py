@@ -10,6 +10,7 @@ from typing import Any
 
 from flows import dvc
 from tasks import home
+from tasks.schema import Promotion
 from tasks.tracking import read_json
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers", "dvc", "mlflow", "prefect")
@@ -36,8 +37,13 @@ def tags(root: Path) -> dict[str, Any]:
     return {"commit": head, "dirty": str(dirty).lower()}
 
 
-def release(root: Path) -> dict[str, Any]:
-    """The registry's ``release.json``: what is true of this build and not of its bytes."""
+def release(root: Path, promotion: Promotion) -> dict[str, Any]:
+    """The registry's ``release.json``: what is true of this build and not of its bytes.
+
+    Args:
+        root: where the run was.
+        promotion: what the version is held to when it is promoted.
+    """
     from tasks.stage import machine
 
     lock = root / "dvc.lock"
@@ -60,6 +66,7 @@ def release(root: Path) -> dict[str, Any]:
             if row.get("latency_ms")
         ],
         "ratios": summary.get("ratios", {}),
+        "promotion": promotion.model_dump(mode="json"),
         "cost": costs(root),
     }
 

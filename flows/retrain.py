@@ -58,7 +58,8 @@ def retrain(
         nothing differs from what was committed.
 
     Raises:
-        GateRefused: nothing is registered and no branch is made.
+        GateRefused: no branch is made, and nothing is registered unless the gate passed and the
+            promotion was refused for speed; that version stays challenger.
         UnavailableError: git or the DVC remote fails.
     """
     now = datetime.now(UTC)

@@ -6,32 +6,37 @@ dvc repro quantize
 
 from __future__ import annotations
 
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tasks.evaluation.latency import p50_of
 from tasks.evaluation.quality import quality
-from tasks.hardware import PROFILES
+from tasks.hardware import PROFILES, Profile
 from tasks.modeling.checkpoint import load_checkpoint
 from tasks.modeling.exits import load_exits
 from tasks.paths import FINETUNED, QUANTIZED, TRAIN, VALIDATION
 from tasks.problems.classification import encode, logits_of, read_split, read_tokenizer
 from tasks.quantization.aware import train_aware
+from tasks.quantization.choice import Build, build, choose, form_for
 from tasks.quantization.confidence import fit_temperature, fold_temperature
 from tasks.quantization.export import check_export, export_onnx, write_serving
 from tasks.quantization.fidelity import Fidelity
 from tasks.quantization.forms import precision, weight_bits
 from tasks.quantization.layers import weighted_nodes
-from tasks.quantization.search import Exam, quantise
+from tasks.quantization.search import Exam
 from tasks.quantization.stages import calibrate_exits, check_exits, serve_in_stages
 from tasks.release.servable import Servable, artifact_sha256, file_bytes, file_hashes
 from tasks.schema import Params, Quantize
 from tasks.stage import Metrics, run, say, write_history
 
 TRAINED = "trained with simulated int8"
+TIMED_TEXTS = 200
+"""Of validation, where engines are timed against each other."""
 
 
 def main(params: Params) -> Metrics:
@@ -60,31 +65,37 @@ def main(params: Params) -> Metrics:
         difference = check_export(model, graph, ids[:64], pad_id=model.config.pad_token_id)
         if exits:
             difference = max(difference, check_exits(model, exits, graph, ids[:64]))
+        ranged = any(form_for(name, config).scheme == "static" for name in config.runtimes)
         exam = Exam(
             graph,
             [node for node in weighted_nodes(graph, model) if not node.output.startswith("exit_")],
             ids,
             validation.labels,
             float_logits / temperature,
-            encode(tokenizer, calibration_texts(config, params.seed))
-            if config.scheme == "static"
-            else [],
+            encode(tokenizer, calibration_texts(config, params.seed)) if ranged else [],
         )
-        quantisation = quantise(exam, QUANTIZED / "model.onnx", config, profile, say=say)
+        builds = [
+            build_for(name, exam, Path(room) / name, config, profile, max_length)
+            for name in config.runtimes
+        ]
+        times = times_of(builds, validation.texts)
+        served = choose(builds, times)
+        shutil.copytree(served.model.parent, QUANTIZED, dirs_exist_ok=True)
+    quantisation = {**served.record, "runtimes": [made.as_dict() for made in builds]}
+    if len(builds) > 1:
+        say(f"quantize: {served.runtime} serves")
     write_history("quantize", [])
-    if wants_training(config, quantisation) and not exits:
+    if wants_training(served.config, quantisation) and not exits:
         trained = QUANTIZED / "trained.onnx"
-        fidelity, cooled = train_aware(params, trained, tokenizer, validation, exam.exact,
-                                       calibration_texts(config, params.seed))  # fmt: skip
+        fidelity, cooled = train_aware(
+            params, trained, tokenizer, validation, exam.exact,
+            calibration_texts(config, params.seed), served.answered_by,
+        )  # fmt: skip
         quantisation = better(quantisation, fidelity, trained.stat().st_size)
         if quantisation["action"] == TRAINED:
             trained.replace(QUANTIZED / "model.onnx")
             temperature = cooled
         trained.unlink(missing_ok=True)
-    write_serving(
-        FINETUNED, QUANTIZED, max_length=max_length, profile=profile.name,
-        precision=precision(config), weight_bits=weight_bits(config, profile),
-    )  # fmt: skip
 
     depth: Metrics = {}
     if exits:
@@ -101,7 +112,7 @@ def main(params: Params) -> Metrics:
     return {
         "temperature": temperature,
         "ece_uncalibrated": quality(float_logits, validation.labels)["ece"],
-        "precision": precision(config),
+        "precision": quantisation["precision"],
         "export_difference": difference,
         "artifact_sha256": artifact_sha256(file_hashes(QUANTIZED)),
         "file_bytes": file_bytes(QUANTIZED),
@@ -111,7 +122,31 @@ def main(params: Params) -> Metrics:
         "quantisation": quantisation,
         "validation": quality(logits, validation.labels),
         **depth,
+        "runtime": {"p50_ms_by_runtime": times},
     }  # fmt: skip
+
+
+def build_for(
+    runtime: str, exam: Exam, folder: Path, config: Quantize, profile: Profile, max_length: int
+) -> Build:
+    """The servable folder for one engine."""
+    folder.mkdir()
+    made = build(runtime, exam, folder / "model.onnx", config, profile, say=say)
+    write_serving(
+        FINETUNED, folder, max_length=max_length, profile=profile.name, runtime=runtime,
+        precision=precision(made.config), weight_bits=weight_bits(made.config, made.profile),
+    )  # fmt: skip
+    return made
+
+
+def times_of(builds: Sequence[Build], texts: Sequence[str]) -> dict[str, float]:
+    """p50 in ms from text to label by engine, timed in turn; empty where there is no choice."""
+    here = [made for made in builds if made.absent is None]
+    if len(here) < 2:
+        return {}
+    say(f"quantize: timing {', '.join(made.runtime for made in here)} on validation texts")
+    times = p50_of([made.model.parent for made in here], texts[:TIMED_TEXTS], rounds=3)
+    return {made.runtime: time for made, time in zip(here, times, strict=True)}
 
 
 def calibration_texts(config: Quantize, seed: int) -> list[str]:

@@ -13,6 +13,7 @@ from tasks.schema_serving import (
     Evaluation,
     Exits,
     Gate,
+    Promotion,
     Quantize,
     Release,
     StageDrop,
@@ -24,6 +25,7 @@ __all__ = [
     "Evaluation",
     "Exits",
     "Gate",
+    "Promotion",
     "Quantize",
     "Release",
     "StageDrop",
@@ -313,6 +315,7 @@ class Params(Section):
     quantize: Quantize
     evaluation: Evaluation
     gate: Gate
+    promotion: Promotion
     release: Release
 
     @model_validator(mode="after")
@@ -355,6 +358,11 @@ class Params(Section):
             raise ValueError(
                 f"exits.layers: found {list(self.exits.layers)} with quantize.aware.mode always, "
                 "expected none: training with simulated int8 changes the model under its heads"
+            )
+        if self.exits.layers and self.quantize.runtimes != ("onnxruntime",):
+            raise ValueError(
+                f"quantize.runtimes: found {list(self.quantize.runtimes)} with exits.layers, "
+                "expected [onnxruntime]: no other engine runs a model in stages"
             )
         if self.evaluation.batches[:1] != (1,):
             raise ValueError(

@@ -49,10 +49,10 @@ class Aware(Section):
 class Quantize(Section):
     """The servable form."""
 
-    scheme: Literal["dynamic", "static", "weight_only", "half", "none"]
+    scheme: Literal["dynamic", "static", "weight_only", "half", "bf16", "none"]
     """`dynamic`: int8 weights, activations quantised on the fly; `static`: explicit Q/DQ pairs
     with ranges from calibration; `weight_only`: weights in `bits`, products in fp32; `half`:
-    fp16; `none`: fp32."""
+    fp16; `bf16`: weights in bfloat16, products in fp32; `none`: fp32."""
     bits: Literal[8, 4]
     """Of a weight, with `weight_only`."""
     per_channel: bool
@@ -67,6 +67,11 @@ class Quantize(Section):
     aware: Aware
     sensitivity: bool
     """Measure what each layer costs alone; a budget that is not kept does it, too."""
+    runtimes: Annotated[
+        tuple[Literal["onnxruntime", "openvino", "tensorrt"], ...],
+        Field(strict=False, min_length=1),
+    ]
+    """Engines to build for; of several, the fastest on validation that keeps the budget serves."""
     calibrate_confidence: bool
     """Fold a temperature into the logits, fitted on validation; no answer changes."""
 
@@ -125,6 +130,16 @@ class Gate(Section):
     """Of all servable files."""
     min_parity: Fraction
     """Share of test texts that the servable files answer as the PyTorch model behind them."""
+
+
+class Promotion(Section):
+    """What a version must meet on the host that promotes it; kept with the version.
+
+    No stage reads it, so that a change runs none again.
+    """
+
+    max_slowdown: Annotated[float, Field(ge=0, le=1000)]
+    """Times the champion's time from text to label, p50 over paired blocks; 0: no limit."""
 
 
 class Release(Section):

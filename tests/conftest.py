@@ -99,7 +99,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """
     given = os.environ.get("STILLROOM_TEST_HOME")
     shell = Shell(Path(given).resolve() if given else tmp_path_factory.mktemp("home"))
-    done = shell.stillroom(*SMOKE, "--promote", "--json")
+    done = shell.stillroom(*SMOKE, "--promote", "--json", timeout=1500)
     assert done.code == 0, done.err
     return Run(shell, Path(done.json["workspace"]), done.json)
 

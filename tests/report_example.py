@@ -143,6 +143,13 @@ def evidence() -> dict[str, Any]:
         "quantisation": {
             "precision": "int8", "runtime": "onnxruntime", "kl": 0.0021, "flip_rate": 0.0065,
             "drop": 0.06, "loss_budget": 0.3,
+            "runtimes": [
+                {"runtime": name, "scheme": scheme, "accuracy": 0.932, "kl": 0.0021,
+                 "flip_rate": 0.0065, "drop": 0.06, "bytes": 4_230_793, "within": True,
+                 "answered_by": "onnxruntime", "absent": absent, "not_ready": []}
+                for name, scheme, absent in (("onnxruntime", "dynamic", None),
+                                             ("tensorrt", "static", "no NVIDIA GPU"))
+            ],
             "first_divergence": {"layer": "encoder.layer.0.intermediate", "error": 0.031},
             "sensitivity": [
                 {"layer": layer, "kl": kl, "bytes": 150_000}

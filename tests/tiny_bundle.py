@@ -35,8 +35,13 @@ TEXT, LABEL = "where is my card?", "card_arrival"
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def make_bundle(folder: Path, *, seed: int = 0, passed: bool = True, name: str = "tiny") -> Path:
-    """Write a bundle whose hash depends on `seed`; its verdict is `passed`."""
+def make_bundle(
+    folder: Path, *, seed: int = 0, passed: bool = True, name: str = "tiny", layers: int = 0
+) -> Path:
+    """Write a bundle whose hash depends on `seed`; its verdict is `passed`.
+
+    Each of `layers` multiplies by a matrix of 512 x 512: the answers stay, the time does not.
+    """
     vocabulary = [*COMMON, *(word for label in LABELS for word in WORDS[label])]
     write_servable(
         folder,
@@ -52,7 +57,7 @@ def make_bundle(folder: Path, *, seed: int = 0, passed: bool = True, name: str =
         },
         tokenizer_json=_tokenizer(vocabulary).to_str(),
     )
-    onnx.save(_graph(vocabulary, seed), folder / "model.onnx")
+    onnx.save(_graph(vocabulary, seed, layers), folder / "model.onnx")
     (folder / "MODEL_CARD.md").write_text(f"# {name}\n")
     write_manifest(folder, passed=passed, name=name)
     return folder
@@ -146,7 +151,7 @@ def _tokenizer(vocabulary: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _graph(vocabulary: list[str], seed: int) -> onnx.ModelProto:
+def _graph(vocabulary: list[str], seed: int, layers: int) -> onnx.ModelProto:
     noise = np.random.default_rng(seed)
     embedding = np.zeros((len(vocabulary), len(LABELS)), dtype=np.float32)
     for column, label in enumerate(LABELS):
@@ -170,6 +175,10 @@ def _graph(vocabulary: list[str], seed: int) -> onnx.ModelProto:
         helper.make_node("Div", ["total", "length"], ["mean"]),
         helper.make_node("Gemm", ["mean", "head", "bias"], ["logits"]),
     ]
+    if layers:
+        nodes[-1].output[0] = "told"
+        constants |= _weights_of_layers(noise)
+        nodes += _layers(layers)
     inputs = [
         helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
         for name in ("input_ids", "attention_mask")
@@ -178,3 +187,23 @@ def _graph(vocabulary: list[str], seed: int) -> onnx.ModelProto:
     weights = [numpy_helper.from_array(array, name) for name, array in constants.items()]
     graph = helper.make_graph(nodes, "tiny", inputs, [output], weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _weights_of_layers(noise: np.random.Generator) -> dict[str, np.ndarray]:
+    """In, through as often as there are layers, and out, so faintly that no answer changes."""
+    wide, few = 512, len(LABELS)
+    return {
+        "widen": noise.normal(0.0, 1.0, (few, wide)).astype(np.float32),
+        "through": noise.normal(0.0, wide**-0.5, (wide, wide)).astype(np.float32),
+        "narrow": noise.normal(0.0, 1e-6, (wide, few)).astype(np.float32),
+    }
+
+
+def _layers(number: int) -> list[onnx.NodeProto]:
+    nodes = [helper.make_node("MatMul", ["mean", "widen"], ["wide0"])]
+    for layer in range(number):
+        nodes.append(helper.make_node("MatMul", [f"wide{layer}", "through"], [f"sum{layer}"]))
+        nodes.append(helper.make_node("Tanh", [f"sum{layer}"], [f"wide{layer + 1}"]))
+    nodes.append(helper.make_node("MatMul", [f"wide{number}", "narrow"], ["faint"]))
+    nodes.append(helper.make_node("Add", ["told", "faint"], ["logits"]))
+    return nodes

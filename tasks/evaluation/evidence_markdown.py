@@ -165,6 +165,12 @@ def _quantisation(found: Evidence) -> str:
         f"nats, {_percent(found['flip_rate'])} % of the answers flipped, {found['drop']:.2f} "
         f"points lost (budget {found['loss_budget']:g}). Done about it: {found['action']}."
     ]
+    if len(found.get("runtimes", [])) > 1:
+        cells = [[r["runtime"], r["scheme"], _percent(r["accuracy"]), f"{r['drop']:.2f}",
+                  _percent(r["flip_rate"]), f"{r['bytes']:,}", _standing(r, found)]
+                 for r in found["runtimes"]]  # fmt: skip
+        lines.append(table(["runtime", "form", "accuracy %", "points lost", "flips %", "bytes",
+                            ""], cells))  # fmt: skip
     if found["first_divergence"]:
         first = found["first_divergence"]
         lines.append(f"The first layer that is off by over a tenth is `{first['layer']}` "
@@ -174,6 +180,15 @@ def _quantisation(found: Evidence) -> str:
         cells = [[r["layer"], f"{r['kl']:.5f}", f"{r['bytes']:,}"] for r in rows]
         lines.append(table(["layer, alone in int8", "KL", "bytes more in fp32"], cells))
     return "\n\n".join(lines)
+
+
+def _standing(row: Evidence, found: Evidence) -> str:
+    """What came of one engine."""
+    if row["absent"]:
+        return f"not run here ({row['absent']}); answers are ONNX Runtime's on the same file"
+    if row["runtime"] == found["runtime"]:
+        return "serves"
+    return "not the fastest" if row["within"] else "beyond the budget"
 
 
 SECTIONS: list[tuple[str, str, Callable[[Any], str]]] = [

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter_ns
 from typing import Any, Protocol
 
@@ -22,6 +23,9 @@ import numpy as np
 
 from tasks.errors import UnavailableError
 from tasks.release.servable import Servable
+
+WARMUP = 8
+"""Untimed calls of each model in a short comparison."""
 
 
 class Answerer(Protocol):
@@ -130,6 +134,23 @@ def measure(
                             answer(calls[index])
                             times[index] = (perf_counter_ns() - begin) / 1e6
     return Latency(timings)
+
+
+def p50_of(folders: Sequence[Path], texts: Sequence[str], *, rounds: int) -> list[float]:
+    """Median ms from text to label of servable folders, one thread, batch 1, in turn."""
+    servables = {str(folder): Servable(folder, threads=1) for folder in folders}
+    answerers = {name: _answerer(servable) for name, servable in servables.items()}
+    found = measure(answerers, texts, rounds=rounds, batches=[1], warmup=WARMUP)
+    for servable in servables.values():
+        servable.close()
+    return [found.rows[str(folder)][1].p50 for folder in folders]
+
+
+def _answerer(servable: Servable) -> Answerer:
+    def answer(texts: list[str], /) -> list[str]:
+        return [prediction.label for prediction in servable.predict(texts)]
+
+    return answer
 
 
 def grid(

@@ -152,6 +152,12 @@ def quantisation(found: Record | None) -> Section | None:
                      f" nats, {percent(found.get('flip_rate'))} of the answers flipped, accuracy "
                      f"lost {signed(found.get('drop'))} points of a budget of "
                      f"{fixed(found.get('loss_budget'), 2)}.")  # fmt: skip
+    others = [row for row in found.get("runtimes", []) if row["runtime"] != found.get("runtime")]
+    if others:
+        lines.append("Also built: " + "; ".join(
+            f"{row['runtime']} ({row['scheme']}), accuracy lost {signed(row['drop'])}"
+            + (f", not run here: {row['absent']}" if row["absent"] else "") for row in others)
+            + ".")  # fmt: skip
     first = found.get("first_divergence")
     if first:
         lines.append(f"Outputs diverge first at `{first['layer']}` (relative error "

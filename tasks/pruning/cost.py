@@ -23,7 +23,7 @@ from torch import nn
 
 from tasks.errors import ParamsError
 from tasks.evaluation.footprint import flops
-from tasks.evaluation.latency import measure
+from tasks.evaluation.latency import p50_of
 from tasks.modeling.surgery import keep_heads, keep_neurons, shapes_of
 from tasks.problems.classification import encode, pad, read_tokenizer
 from tasks.pruning.importance import LayerScores
@@ -31,7 +31,7 @@ from tasks.pruning.planner import Cost, Counts, Price, counts_of, exceeded, plan
 from tasks.pruning.sensitivity import Curve, smallest
 from tasks.pruning.width import LayerPlan, apply, keep_best
 from tasks.quantization.bundle import Form, build_bundle
-from tasks.release.servable import Servable, file_bytes
+from tasks.release.servable import file_bytes
 from tasks.schema import Budget
 
 LATENCY_TEXTS = 64
@@ -235,16 +235,7 @@ def bundles(
 
 def p50(folders: Sequence[Path], bench: Bench) -> list[float]:
     """Median time in ms from text to label, one thread, batch 1; the folders take turns."""
-    servables = {str(folder): Servable(folder, threads=1) for folder in folders}
-    answerers = {name: _answerer(servable) for name, servable in servables.items()}
-    found = measure(answerers, bench.sample, rounds=bench.rounds, batches=[1], warmup=WARMUP)
-    for servable in servables.values():
-        servable.close()
-    return [found.rows[str(folder)][1].p50 for folder in folders]
-
-
-def _answerer(servable: Servable) -> Callable[[list[str]], list[str]]:
-    return lambda texts: [prediction.label for prediction in servable.predict(texts)]
+    return p50_of(folders, bench.sample, rounds=bench.rounds)
 
 
 def _counts(scores: Sequence[LayerScores]) -> Counts:

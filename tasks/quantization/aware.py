@@ -37,6 +37,7 @@ def train_aware(
     validation: Split,
     exact: np.ndarray,
     texts: list[str],
+    runtime: str,
 ) -> tuple[Fidelity, float]:
     """Train a quantised twin of the recovered model and write its graph; its fidelity.
 
@@ -44,6 +45,7 @@ def train_aware(
         target: where the Q/DQ graph goes.
         exact: logits ``[texts, classes]`` of the fp32 form on validation.
         texts: training texts, for the first ranges.
+        runtime: the engine that serves.
 
     Returns:
         What it answers as served, and the temperature that is folded into it.
@@ -75,7 +77,8 @@ def train_aware(
         export_onnx(model, graph, max_length=params.data.max_length)
         write_grids(graph, target, model, grids)
     ids = encode(tokenizer, validation.texts)
-    served = logits_one_by_one(target, ids, weight_bits=7 if profile.reduce_range else 8)
+    served = logits_one_by_one(target, ids, weight_bits=7 if profile.reduce_range else 8,
+                               runtime=runtime)  # fmt: skip
     found = quality(served, validation.labels)["accuracy"]
     say(f"quantize: trained with simulated int8: accuracy {found:.4f} on validation")
     return compare(exact, served, validation.labels), temperature

@@ -174,18 +174,20 @@ def write_serving(
     profile: str,
     precision: str,
     weight_bits: int = 8,
+    runtime: str = "onnxruntime",
 ) -> None:
     """Write tokenizer, labels and ``serving.json`` beside a graph.
 
     Args:
         weight_bits: how far int8 weights reach: `tasks.runtimes.onnx.OnnxRuntime`.
+        runtime: the engine that answers: one of `tasks.runtimes.interface.NAMES`.
     """
     config = json.loads((checkpoint / "config.json").read_text("utf-8"))
     tokenizer_json = (checkpoint / "tokenizer.json").read_text("utf-8")
     serving = {
         "format": 1,
         "problem": "classification",
-        "runtime": "onnxruntime",
+        "runtime": runtime,
         "model": "model.onnx",
         "precision": precision,
         "weight_bits": weight_bits,

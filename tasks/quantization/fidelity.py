@@ -13,6 +13,7 @@ from onnx import helper
 
 from tasks.evaluation.quality import accuracy, log_softmax
 from tasks.quantization.layers import Weighted
+from tasks.runtimes.interface import load
 from tasks.runtimes.onnx import OnnxRuntime
 
 DIVERGED = 0.1
@@ -55,12 +56,14 @@ def divergence(exact: np.ndarray, found: np.ndarray) -> float:
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
-def logits_one_by_one(path: Path, ids: Sequence[Sequence[int]], *, weight_bits: int) -> np.ndarray:
+def logits_one_by_one(
+    path: Path, ids: Sequence[Sequence[int]], *, weight_bits: int, runtime: str = "onnxruntime"
+) -> np.ndarray:
     """Logits ``[texts, classes]`` as a graph serves them: the ranges of a batch are wider."""
-    runtime = OnnxRuntime(path, weight_bits=weight_bits)
+    engine = load(path, runtime=runtime, weight_bits=weight_bits)
     rows = [np.array([row], dtype=np.int64) for row in ids]
-    found = np.concatenate([runtime.run(row, np.ones_like(row)) for row in rows])
-    runtime.close()
+    found = np.concatenate([engine.run(row, np.ones_like(row)) for row in rows])
+    engine.close()
     return found
 
 

@@ -13,7 +13,7 @@ from tasks import schema
 from tasks.hardware import Profile
 from tasks.quantization import post_training
 from tasks.quantization.static import quantize_with_ranges
-from tasks.quantization.weight_only import quantize_weights
+from tasks.quantization.weight_only import quantize_weights, store_bfloat16
 
 
 def write_form(
@@ -40,6 +40,8 @@ def write_form(
                 onnx.load(source), keep_io_types=True, node_block_list=list(keep_float)
             )
             onnx.save(half, target)
+        case "bf16":
+            store_bfloat16(source, target, keep_float=keep_float)
         case "weight_only":
             quantize_weights(source, target, bits=config.bits, embeddings=config.embeddings,
                              keep_float=keep_float)  # fmt: skip
@@ -55,10 +57,15 @@ def write_form(
 
 def precision(config: schema.Quantize) -> str:
     """Of the weights, as ``serving.json`` and the report name it."""
-    names = {"none": "fp32", "half": "fp16", "weight_only": f"int{config.bits} weights"}
+    names = {
+        "none": "fp32",
+        "half": "fp16",
+        "bf16": "bf16 weights",
+        "weight_only": f"int{config.bits} weights",
+    }
     return names.get(config.scheme, "int8")
 
 
 def weight_bits(config: schema.Quantize, profile: Profile) -> int:
-    """How far int8 weights reach: 7 where the processor's sums would saturate."""
-    return 7 if profile.reduce_range and config.scheme in ("dynamic", "static") else 8
+    """How far int8 weights reach: 8 only where products of whole bytes are summed."""
+    return 8 if config.scheme in ("dynamic", "static") and not profile.reduce_range else 7

@@ -48,6 +48,8 @@ class Forms:
     exam: Exam
     config: schema.Quantize
     profile: Profile
+    runtime: str = "onnxruntime"
+    """The engine that answers while answers are compared."""
 
     @property
     def bits(self) -> int:
@@ -64,8 +66,12 @@ class Forms:
     def fidelity(self, target: Path, keep_float: Sequence[str] = ()) -> Fidelity:
         """Write it and compare it with the fp32 form, on all texts."""
         self.write(target, keep_float)
-        found = logits_one_by_one(target, self.exam.ids, weight_bits=self.bits)
+        found = self.logits(target, self.exam.ids)
         return compare(self.exam.exact, found, self.exam.labels)
+
+    def logits(self, target: Path, ids: Sequence[Sequence[int]]) -> np.ndarray:
+        """Logits ``[texts, classes]`` of a form as it is served."""
+        return logits_one_by_one(target, ids, weight_bits=self.bits, runtime=self.runtime)
 
     def costs(self, target: Path) -> list[Cost]:
         """What each layer costs alone, on the first `SENSITIVITY_TEXTS` texts."""
@@ -73,7 +79,7 @@ class Forms:
 
         def kl_of(keep_float: Sequence[str]) -> float:
             self.write(target, keep_float)
-            return divergence(exact, logits_one_by_one(target, ids, weight_bits=self.bits))
+            return divergence(exact, self.logits(target, ids))
 
         return sensitivity(self.exam.nodes, kl_of, bits=self.config.bits)
 
@@ -92,12 +98,13 @@ def quantise(
     profile: Profile,
     *,
     say: Callable[[str], None],
+    runtime: str = "onnxruntime",
 ) -> dict[str, Any]:
     """Write the form that params ask for, with as many layers in fp32 as the budget takes.
 
     Returns what ``metrics/quantize.json`` says of it under ``quantisation``.
     """
-    forms = Forms(exam, config, profile)
+    forms = Forms(exam, config, profile, runtime)
     limits = {"max_loss": config.max_loss, "max_flips": config.max_flips}
     chosen = forms.fidelity(target)
     tried = [attempt(config.scheme, chosen, target)]
@@ -123,7 +130,7 @@ def quantise(
     layer = {node.node: node.layer for node in exam.nodes}
     return {
         "precision": precision(config),
-        "runtime": "onnxruntime",
+        "runtime": runtime,
         **chosen.as_dict(),
         "loss_budget": config.max_loss,
         "first_divergence": diverged,

@@ -73,6 +73,7 @@ def quantize_with_ranges(
         "ActivationSymmetric": profile.symmetric,
         "WeightSymmetric": True,
         "AddQDQPairToWeight": profile.symmetric,
+        "QuantizeBias": not profile.symmetric,  # TensorRT takes no pairs of 32 bits
         "OpTypesToExcludeOutputQuantization": ["MatMul", "Gemm"],
         "CalibPercentile": config.calibration.percentile,
         "CalibStridedMinMax": 1,  # for all methods: texts of one length would have to be padded

@@ -29,6 +29,8 @@ class Version:
     registered_at: str
     withdrawn_at: str | None = None
     withdrawn_reason: str | None = None
+    max_slowdown: str | None = None
+    """Of `promotion.max_slowdown` when it was registered last; None before there was a limit."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Entry:
     artifact_sha256: str
     state: str
     """``intent``, ``done`` or ``void``."""
+    pace: Mapping[str, Any] | None = None
+    """`tasks.release.pace.Judged.as_dict`; None where nothing was measured."""
 
     def as_dict(self) -> dict[str, Any]:
         """A member of ``moves`` in ``stillroom status --history --json``."""
@@ -60,6 +64,7 @@ class Entry:
             "verdict": self.verdict,
             "artifact_sha256": self.artifact_sha256,
             "state": self.state,
+            "pace": self.pace,
         }
 
 
@@ -112,7 +117,9 @@ class Move:
     artifact_sha256: str | None
     """The champion's, now."""
     note: str
-    """One sentence for people."""
+    """For people."""
+    pace: Mapping[str, Any] | None = None
+    """`tasks.release.pace.Judged.as_dict`; None where nothing was measured."""
 
     @property
     def changed(self) -> bool:
@@ -131,6 +138,7 @@ class Move:
             "who": self.who,
             "why": self.why,
             "artifact_sha256": self.artifact_sha256,
+            "pace": self.pace,
             "note": self.note,
         }
 

@@ -2,13 +2,15 @@
 
 A move is an MLflow run in the experiment `registry`: running while it is an intent,
 finished when it is done, killed when it is void. Its tags say who, when, why, from
-where to where, with which verdict and hash. Every function here takes the client
-that `tasks.release.registry` has opened, the only module that knows of MLflow.
+where to where, with which verdict, hash and speed. Every function here takes the client
+that `tasks.release.registry_store` has opened, the only module here that knows of MLflow.
 """
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -28,6 +30,7 @@ from tasks.release.history import (
 
 PREVIOUS, CHALLENGER = "previous", "challenger"
 REGISTRATION = "registration"
+MAX_SLOWDOWN = "max_slowdown"
 WITHDRAWN, WITHDRAWN_REASON = "withdrawn", "withdrawn_reason"
 RUN_STATES = {"RUNNING": INTENT, "FINISHED": DONE, "KILLED": VOID}
 
@@ -68,6 +71,7 @@ def record(
     target: int | None,
     who: str,
     why: str,
+    pace: Mapping[str, Any] | None = None,
 ) -> Entry:
     """Write the intent of a move, in one transaction, later than every move before it."""
     version = None if target is None else state.versions.get(target)
@@ -82,6 +86,8 @@ def record(
         ARTIFACT_TAG: "" if version is None else version.artifact_sha256,
         "status": INTENT,
     }
+    if pace is not None:
+        tags["pace"] = json.dumps(pace)
     last = max((_milliseconds(move.when) for move in state.moves), default=0)
     run = client.create_run(
         experiment_id,
@@ -186,6 +192,7 @@ def _entry(run: Any) -> Entry:
         verdict=tags.get("verdict", ""),
         artifact_sha256=tags.get(ARTIFACT_TAG, ""),
         state=RUN_STATES.get(run.info.status, VOID),
+        pace=json.loads(tags["pace"]) if tags.get("pace") else None,
     )
 
 
@@ -198,6 +205,7 @@ def _version(found: Any) -> Version:
         registered_at=iso(found.creation_timestamp),
         withdrawn_at=found.tags.get(WITHDRAWN),
         withdrawn_reason=found.tags.get(WITHDRAWN_REASON),
+        max_slowdown=found.tags.get(MAX_SLOWDOWN),
     )
 
 

@@ -15,26 +15,22 @@ from __future__ import annotations
 
 import getpass
 import os
-import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from tasks.errors import IntegrityError, UnavailableError, UsageError
 from tasks.files import file_sha256
-from tasks.home import home, tracking_uri
-from tasks.release import journal, packaging
+from tasks.home import tracking_uri
+from tasks.release import journal, pace, packaging
+from tasks.release import registry_store as store
 from tasks.release.champion import (
     ARTIFACT_TAG,
-    BUNDLE,
     CHAMPION,
     MANIFEST_TAG,
     Located,
-    local_path,
     sqlite_path,
     verify,
 )
@@ -56,20 +52,11 @@ from tasks.release.naming import check_name
 if TYPE_CHECKING:
     from mlflow.tracking.client import MlflowClient
 
-EXPERIMENT = "registry"
-LOCK_SECONDS = 120
-QUIET = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_LOGGING_LEVEL": "WARNING",
-    "MLFLOW_UV_AUTO_DETECT": "false",
-    "GIT_PYTHON_REFRESH": "quiet",
-}
 
-
-class _Busy(UnavailableError):
-    """Another command holds the lock."""
+ANEW = "stillroom compress --promote"
+"""Registers the same bytes anew."""
+TRIES = 5
+"""Comparisons of a promotion whose champion others move meanwhile."""
 
 
 def register(
@@ -86,7 +73,8 @@ def register(
         bundle: servable files, ``manifest.json`` and ``MODEL_CARD.md``.
         name: the registered model.
         documents: files kept with the version, by the name that they get there.
-        release: what is true of this build only (commit, machine, speed): ``release.json``.
+        release: what is true of this build only (commit, machine, speed, limit at promotion):
+            ``release.json``. Of bytes that are a version already only the limit is kept.
         run_id: the MLflow run that it came from.
 
     Raises:
@@ -98,12 +86,13 @@ def register(
     manifest = packaging.admissible(bundle)
     packaging.check_documents(documents)
     digest = manifest[ARTIFACT_TAG]
-    with _session(name) as client:
+    limit = pace.limit_of(release)
+    with store.session(name) as client:
         state = _recover(client, name)
         newest = 0 if state.newest is None else state.newest.registration
         known = _same_bytes(client, name, state, digest)
         if known is None:
-            number = _log_version(
+            number = store.log_version(
                 client,
                 name,
                 bundle,
@@ -114,6 +103,7 @@ def register(
                     ARTIFACT_TAG: digest,
                     MANIFEST_TAG: file_sha256(bundle / "manifest.json"),
                     journal.REGISTRATION: str(newest + 1),
+                    **({} if limit is None else {journal.MAX_SLOWDOWN: limit}),
                 },
             )
         else:
@@ -121,6 +111,8 @@ def register(
             if known.registration < newest:
                 key = journal.REGISTRATION
                 client.set_model_version_tag(name, str(number), key, str(newest + 1))
+            if limit is not None and limit != known.max_slowdown:
+                client.set_model_version_tag(name, str(number), journal.MAX_SLOWDOWN, limit)
         journal.repair_aliases(client, name, _read(client, name))
     return Registered(
         version=number,
@@ -135,38 +127,57 @@ def promote(
     *,
     version: int | None = None,
     yes: bool = False,
+    max_slowdown: float | None = None,
     who: str | None = None,
     why: str | None = None,
 ) -> Move:
     """Make a version the champion: the challenger, or the one that is named.
 
-    The verdict is read from the version; every file is hashed and one request answered
-    before anything moves. Promoting the champion changes nothing, and so does a promotion
+    Verdict and limits are read from the version; every file is hashed, one request answered
+    and the speed compared with the champion's on this host before anything moves. That takes
+    about two seconds, during which the lock is free: if the champion changes meanwhile, it is
+    compared with the new one. Promoting the champion changes nothing, and so does a promotion
     of the newest version when that is withdrawn.
 
     Args:
         name: the registered model.
         version: which one; the challenger when not given.
         yes: bring a withdrawn version back; it has to be named.
+        max_slowdown: times the champion's time, in place of the version's own limit; 0: none.
         who: for the log; the account that runs this when not given.
         why: for the log.
 
     Raises:
         UsageError: no challenger, no such version, or a withdrawn one without `yes`.
-        GateRefused: the version holds no passing verdict.
+        GateRefused: the version holds no passing verdict, or is slower than its limit allows.
         IntegrityError: a file differs from what was registered, or does not answer.
+        UnavailableError: the champion changed each time that it was compared with.
     """
-    with _session(name) as client:
-        state = _recover(client, name)
-        target = to_promote(state, name, version=version, yes=yes)
-        if target is None or target == state.champion:
-            when = journal.iso(journal.now())
-            return unmoved(state, name, target, when=when, who=who or _account(), why=why or "")
-        found = _located(client, name, state.versions[target])
-        manifest = verify(found, name=name, next_command="stillroom compress --promote")
-        packaging.check_verdict(manifest)
-        packaging.smoke(found.folder)
-        return _move(client, name, state, kind=PROMOTE, target=target, who=who, why=why or "")
+    who, why = who or _account(), why or ""
+    for _ in range(TRIES):
+        with store.session(name) as client:
+            state = _recover(client, name)
+            target = to_promote(state, name, version=version, yes=yes)
+            if target is None or target == state.champion:
+                when = journal.iso(journal.now())
+                return unmoved(state, name, target, when=when, who=who, why=why)
+            contest = _contest(client, name, state, target, max_slowdown)
+        judged = _measured(name, contest)
+        judged.require(name, target, yes=contest.withdrawn)
+        version = target
+        with store.session(name) as client:
+            state = _recover(client, name)
+            to_promote(state, name, version=version, yes=yes)  # refuses what was withdrawn since
+            if state.champion == contest.against:
+                verify(contest.candidate, name=name, next_command=ANEW)
+                return _move(
+                    client, name, state, kind=PROMOTE, target=target, who=who, why=why,
+                    judged=judged,
+                )  # fmt: skip
+    raise store.Busy(
+        f"{name}: found another champion after each of {TRIES} comparisons, expected one to stay",
+        next_command=f"stillroom status --model {name} --history",
+    )
 
 
 def rollback(name: str, *, reason: str, to: int | None = None, who: str | None = None) -> Move:
@@ -187,7 +198,7 @@ def rollback(name: str, *, reason: str, to: int | None = None, who: str | None =
             "--reason: found nothing, expected a few words for the log",
             next_command="stillroom rollback --reason 'wrong answers since noon'",
         )
-    with _session(name) as client:
+    with store.session(name) as client:
         state = _recover(client, name)
         target = to_restore(state, name, to)
         further = [number for number in fallbacks(state) if number != target]
@@ -196,7 +207,7 @@ def rollback(name: str, *, reason: str, to: int | None = None, who: str | None =
             if further
             else f"stillroom status --model {name} --history"
         )
-        found = _located(client, name, state.versions[target])
+        found = store.located(client, name, state.versions[target])
         verify(found, name=name, next_command=way_out)
         return _move(client, name, state, kind=ROLLBACK, target=target, who=who, why=reason)
 
@@ -206,28 +217,76 @@ def status(name: str, history: bool = False) -> dict[str, Any]:
 
     It does not wait long for another command: what is open is then reported as it stands.
     """
-    store = sqlite_path(tracking_uri())
-    if store is not None and not store.is_file():
+    file = sqlite_path(tracking_uri())
+    if file is not None and not file.is_file():
         return describe(check_name(name), Snapshot(None, {}, {}, ()), moves=history)
     try:
-        with _session(name, patience_s=5) as client:
+        with store.session(name, patience_s=5) as client:
             return describe(name, _recover(client, name), moves=history)
-    except _Busy:
-        with _store_errors():
-            return describe(name, _read(_client(), name), moves=history)
+    except store.Busy:
+        with store.store_errors():
+            return describe(name, _read(store.open_client(), name), moves=history)
 
 
 def located(name: str, version: int | None) -> Located | None:
     """A version's bundle, or the champion's, through MLflow itself; fetched if it is elsewhere."""
-    with _store_errors():
-        client = _client()
+    with store.store_errors():
+        client = store.open_client()
         state = _read(client, name)
         number = state.champion if version is None else version
         found = None if number is None else state.versions.get(number)
-        return None if found is None else _located(client, name, found)
+        return None if found is None else store.located(client, name, found)
 
 
 # --- one move --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """Who is compared with whom in a promotion, and what the candidate is held to."""
+
+    target: int
+    candidate: Located
+    withdrawn: bool
+    against: int | None
+    """The champion when this began."""
+    champion: Located | None
+    """Its bundle; None where there is none that is whole."""
+    limit: float | None
+
+
+def _contest(
+    client: MlflowClient, name: str, state: Snapshot, target: int, max_slowdown: float | None
+) -> _Contest:
+    """Find both bundles, and the limit: as given, else as the version has it."""
+    version = state.versions[target]
+    limit = pace.recorded_limit(version.max_slowdown) if max_slowdown is None else max_slowdown
+    holder = None if state.champion is None else state.versions.get(state.champion)
+    champion = None
+    if holder is not None:
+        # a damaged champion is what a promotion may be the cure of
+        with suppress(IntegrityError, UnavailableError), store.store_errors():
+            found = store.located(client, name, holder)
+            verify(found, name=name)
+            champion = found
+    return _Contest(
+        target=target,
+        candidate=store.located(client, name, version),
+        withdrawn=state.withdrawn(target),
+        against=state.champion,
+        champion=champion,
+        limit=limit,
+    )
+
+
+def _measured(name: str, contest: _Contest) -> pace.Judged:
+    """Check a candidate's files, verdict and answer, then its speed beside the champion's."""
+    folder = contest.candidate.folder
+    packaging.check_verdict(verify(contest.candidate, name=name, next_command=ANEW))
+    packaging.smoke(folder)
+    reference = None if contest.champion is None else contest.champion.folder
+    found = pace.compare(folder, reference)
+    return pace.judge(found, against=contest.against, limit=contest.limit)
 
 
 def _move(
@@ -239,18 +298,20 @@ def _move(
     target: int,
     who: str | None,
     why: str,
+    judged: pace.Judged | None = None,
 ) -> Move:
     """Intent, commit, close. A crash between any two of them is recovered by the next call."""
     intent = journal.record(
         client,
         name,
         state,
-        experiment_id=_experiment(client),
+        experiment_id=store.experiment(client),
         kind=kind,
         source=state.champion,
         target=target,
         who=who or _account(),
         why=why,
+        pace=None if judged is None else judged.as_dict(),
     )
     client.set_registered_model_alias(name, CHAMPION, str(target))
     journal.complete(client, name, intent)
@@ -258,6 +319,7 @@ def _move(
     left = "" if state.champion is None else f" (was {state.champion})"
     if kind == ROLLBACK:
         left = f" again; version {state.champion} is withdrawn: {why}"
+    spoken = "" if judged is None else f"; {judged.sentence()}"
     return Move(
         model=name,
         kind=kind,
@@ -267,7 +329,8 @@ def _move(
         who=intent.who,
         why=why,
         artifact_sha256=intent.artifact_sha256,
-        note=f"{name}: version {target} is champion{left}",
+        note=f"{name}: version {target} is champion{left}" + spoken,
+        pace=intent.pace,
     )
 
 
@@ -277,176 +340,19 @@ def _same_bytes(client: MlflowClient, name: str, state: Snapshot, digest: str) -
     for version in sorted(same, key=lambda v: (v.withdrawn_at is None, -v.number)):
         try:
             if version.withdrawn_at is None:
-                verify(_located(client, name, version), name=name)
+                verify(store.located(client, name, version), name=name)
         except IntegrityError:
             continue
         return version
     return None
 
 
-# --- the store -------------------------------------------------------------------------
-
-
-@contextmanager
-def _session(name: str, *, patience_s: float = LOCK_SECONDS) -> Iterator[MlflowClient]:
-    """The store, with this host's lock on the registry held."""
-    check_name(name)
-    with _store_errors():
-        client = _client()
-        lock = home() / "locks" / "registry.lock"
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(lock, timeout=patience_s):
-                yield client
-        except Timeout:
-            raise _Busy(
-                f"{lock}: held by another command for {patience_s:.0f} s, expected it free",
-                next_command=f"stillroom status --model {name}",
-            ) from None
-
-
-@contextmanager
-def _store_errors() -> Iterator[None]:
-    """Turn what MLflow and its database raise into the project's own error."""
-    os.environ.update({key: value for key, value in QUIET.items() if key not in os.environ})
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UnavailableError(
-            f"{tracking_uri()}: found {type(error).__name__} ({reason}), "
-            "expected MLflow's store to answer",
-            next_command="stillroom --debug status",
-        ) from error
-
-
-def _client() -> MlflowClient:
-    from mlflow.tracking.client import MlflowClient
-
-    uri = tracking_uri()
-    store = sqlite_path(uri)
-    if store is not None:
-        store.parent.mkdir(parents=True, exist_ok=True)
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
-
-
-def _experiment(client: MlflowClient) -> str:
-    """The experiment that holds the log, created where it is missing."""
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is not None:
-        return str(found.experiment_id)
-    local = sqlite_path(tracking_uri()) is not None
-    folder = home() / "mlflow" / "artifacts" / EXPERIMENT
-    return client.create_experiment(EXPERIMENT, folder.as_uri() if local else None)
-
-
 def _read(client: MlflowClient, name: str) -> Snapshot:
-    return journal.read(client, name, _experiment(client))
+    return journal.read(client, name, store.experiment(client))
 
 
 def _recover(client: MlflowClient, name: str) -> Snapshot:
-    return journal.recover(client, name, _experiment(client))
-
-
-def _located(client: MlflowClient, name: str, version: Version) -> Located:
-    uri = client.get_model_version_download_uri(name, str(version.number))
-    folder = local_path(uri)
-    if folder is None:
-        folder = home() / "scratch" / "registry" / name / str(version.number)
-        if not (folder / BUNDLE / "manifest.json").is_file():
-            from mlflow.artifacts import download_artifacts
-
-            folder.mkdir(parents=True, exist_ok=True)
-            model = f"models:/{name}/{version.number}"
-            download_artifacts(model, dst_path=str(folder), tracking_uri=tracking_uri())
-    return Located(
-        version=version.number,
-        folder=folder / BUNDLE,
-        artifact_sha256=version.artifact_sha256,
-        manifest_sha256=version.manifest_sha256,
-    )
-
-
-def _log_version(
-    client: MlflowClient,
-    name: str,
-    bundle: Path,
-    *,
-    documents: Mapping[str, Path],
-    release: Mapping[str, Any],
-    run_id: str | None,
-    tags: Mapping[str, str],
-) -> int:
-    """Log the bundle as an MLflow model and make a version of it; the number of that."""
-    experiment = client.get_run(run_id).info.experiment_id if run_id else _experiment(client)
-    logged = client.create_logged_model(
-        experiment, name=name, source_run_id=run_id, tags=dict(tags), model_type="classifier"
-    )
-    with tempfile.TemporaryDirectory(prefix="stillroom-") as scratch:
-        folder = Path(scratch) / "model"
-        _save_model(folder, bundle, logged, code=packaging.lay_code(Path(scratch) / "code"))
-        packaging.lay_documents(folder / "documents", documents, release)
-        client.log_model_artifacts(logged.model_id, str(folder))
-    client.finalize_logged_model(logged.model_id, "READY")
-    if not client.search_registered_models(filter_string=f"name = '{name}'"):
-        client.create_registered_model(name)
-    with _as_default_store():
-        version = client.create_model_version(
-            name,
-            source=f"models:/{logged.model_id}",
-            run_id=run_id,
-            tags=dict(tags),
-            model_id=logged.model_id,
-        )
-    return int(version.version)
-
-
-def _save_model(folder: Path, bundle: Path, logged: Any, *, code: Path) -> None:
-    """Write the folder of a model from code: loader and bundle, no pickle."""
-    import mlflow.pyfunc
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, Schema
-
-    staged = folder.parent / BUNDLE.name
-    packaging.copy_bundle(bundle, staged)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it asks for an input example beside the signature
-        mlflow.pyfunc.save_model(
-            path=str(folder),
-            mlflow_model=Model(
-                artifact_path=logged.artifact_location,
-                model_uuid=logged.model_id,
-                model_id=logged.model_id,
-                run_id=logged.source_run_id,
-            ),
-            python_model=str(packaging.MODEL_CODE),
-            artifacts={BUNDLE.name: str(staged)},
-            code_paths=[str(code)],
-            pip_requirements=packaging.requirements(),
-            signature=ModelSignature(
-                inputs=Schema([ColSpec("string")]),
-                outputs=Schema([ColSpec("string", "label"), ColSpec("double", "score")]),
-            ),
-        )
-
-
-@contextmanager
-def _as_default_store() -> Iterator[None]:
-    """MLflow resolves ``models:/`` sources through its global store: make that ours meanwhile."""
-    import mlflow
-
-    uri, before = tracking_uri(), os.environ.get("MLFLOW_TRACKING_URI")
-    if mlflow.get_tracking_uri() == uri:
-        yield
-        return
-    mlflow.set_tracking_uri(uri)
-    try:
-        yield
-    finally:
-        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets it
+    return journal.recover(client, name, store.experiment(client))
 
 
 def _account() -> str:

@@ -7,7 +7,8 @@
 
 With early exits there are ``model.1.onnx`` and so on, too: `tasks.release.stages`. A bundle has
 ``manifest.json`` and ``MODEL_CARD.md`` beside these. Loading needs `onnxruntime`, `tokenizers` and
-`numpy`; neither torch nor transformers.
+`numpy`; neither torch nor transformers, and another engine only where ``serving.json`` names it
+and the machine has it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tasks.errors import IntegrityError, UnavailableError
 from tasks.files import file_sha256, write_json
 from tasks.release.soundness import labels_fault, logits_fault, serving_fault
 from tasks.release.stages import Staged, read_stage_files, stage_files
+from tasks.runtimes.interface import Runtime, load
 from tasks.runtimes.onnx import OnnxRuntime
 
 SERVING_FILES = ("labels.json", "model.onnx", "serving.json", "tokenizer.json")
@@ -82,11 +84,12 @@ class Servable:
         for logits in found:
             self._require(folder, logits_fault(logits, self.labels))
 
-    def _open(self, folder: Path, threads: int) -> OnnxRuntime | Staged:
-        """The engine; one for each stage where there are several."""
+    def _open(self, folder: Path, threads: int) -> Runtime:
+        """The engine; ONNX Runtime's for each stage where there are several."""
         bits = self.serving.get("weight_bits", 8)
         if "stages" not in self.serving:
-            return OnnxRuntime(folder / self.serving["model"], threads=threads, weight_bits=bits)
+            return load(folder / self.serving["model"], runtime=self.serving["runtime"],
+                        threads=threads, weight_bits=bits)  # fmt: skip
         return Staged(
             [OnnxRuntime(folder / name, threads=threads, weight_bits=bits)
              for name in stage_files(self.serving)],

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tasks.release.stages import stages_fault
+from tasks.runtimes.interface import NAMES
 
-RUNTIMES = ("onnxruntime",)
 WHOLE = ("max_length", "pad_id")
 TEXTS = ("model", "pad_token", "runtime")
 SHORTEST = 3
@@ -29,8 +29,8 @@ def serving_fault(serving: Any) -> str | None:
         return f"max_length: found {serving['max_length']}, expected at least {SHORTEST}"
     if serving["pad_id"] < 0:
         return f"pad_id: found {serving['pad_id']}, expected 0 or more"
-    if serving["runtime"] not in RUNTIMES:
-        return f"runtime: found {serving['runtime']!r}, expected one of {', '.join(RUNTIMES)}"
+    if serving["runtime"] not in NAMES:
+        return f"runtime: found {serving['runtime']!r}, expected one of {', '.join(NAMES)}"
     if serving.get("weight_bits", 8) not in (7, 8):
         return f"weight_bits: found {serving['weight_bits']!r}, expected 7 or 8"
     return stages_fault(serving)

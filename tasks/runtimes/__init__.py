@@ -1,5 +1,5 @@
-"""One small interface over inference engines: `run`, `describe`, `close`.
+"""One small interface over inference engines: load, run, describe, close.
 
-`tasks.runtimes.onnx.OnnxRuntime` and `tasks.runtimes.pytorch.PyTorchRuntime` have it.
-No engine is imported here, so that serving with one needs no other installed.
+`tasks.runtimes.interface` names the engines and opens one; each has a module of its own.
+No engine is imported before it is asked for, so that serving with one needs no other installed.
 """

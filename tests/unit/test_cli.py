@@ -116,14 +116,14 @@ def test_promote_passes_on_what_was_said(
 
     monkeypatch.setattr(registry, "promote", note)
     monkeypatch.setattr(registry, "rollback", note)
-    said = ["--version", "2", "--yes", "--why", "better", "--json"]
+    said = ["--version", "2", "--yes", "--max-slowdown", "3", "--why", "better", "--json"]
     assert main(monkeypatch, "promote", "--model", "tiny", *said) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["from"], facts["to"], facts["changed"]) == (1, 2, True)
     assert main(monkeypatch, "rollback", "--model", "tiny", "--reason", "bad", "--to", "1") == 0
     assert capsys.readouterr().out == "tiny: version 2 is champion (was 1)\n"
     assert calls == [
-        (("tiny",), {"version": 2, "yes": True, "why": "better"}),
+        (("tiny",), {"version": 2, "yes": True, "max_slowdown": 3.0, "why": "better"}),
         (("tiny",), {"reason": "bad", "to": 1}),
     ]
 

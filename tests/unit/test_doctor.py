@@ -18,7 +18,9 @@ PARAMS = load(ROOT / "params.yaml")
 GOOD = Machine(
     python=(3, 11), locked={"numpy": "2.4.0"}, installed={"numpy": "2.4.0", "torch": "2.13.0+cpu"},
     flags=frozenset({"sse2", "avx2", "avx512f", "avx512_vnni", "avx512_bf16"}), cores=2,
-    memory=16 * 10**9, disk=50 * 10**9, gpu="", tensorrt=False, links=("hardlink", "symlink"),
+    memory=16 * 10**9, disk=50 * 10**9, gpu="",
+    absent={"onnxruntime": None, "openvino": None, "tensorrt": "no NVIDIA GPU"},
+    links=("hardlink", "symlink"),
     locked_by=False, remote="", data=False, index="", index_answers=False, mlflow="sqlite:///x",
     mlflow_answers=True, prefect="", prefect_answers=True, chromium=True,
 )  # fmt: skip
@@ -88,6 +90,16 @@ def test_profiles() -> None:
     foreign = found("profile", vnni, flags=frozenset({"sse2", "avx2"}))
     assert "this machine is cpu-avx2" in foreign.found
     assert "answer alike" in foreign.found
+
+
+def test_an_engine_is_missed_only_where_it_is_asked_for() -> None:
+    assert found("runtimes").level == "ok"
+    assert found("runtimes").found == "onnxruntime, openvino (tensorrt: no NVIDIA GPU)"
+    asked = parse(
+        overlay(read_yaml(ROOT / "params.yaml"), {"quantize": {"runtimes": ["tensorrt"]}})
+    )
+    assert found("runtimes", asked).level == "note"
+    assert "tensorrt: no NVIDIA GPU" in found("runtimes", asked).found
 
 
 def test_a_gpu_is_missed_only_where_it_is_asked_for() -> None:

@@ -19,6 +19,9 @@ DAG = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
 SOURCES = sorted(p.relative_to(ROOT) for d in ("flows", "tasks") for p in (ROOT / d).rglob("*.py"))
 
 
+ENGINES = ("onnxruntime", "openvino", "tensorrt", "cuda")
+
+
 def imported(source: Path) -> set[str]:
     """Names of all modules that a file imports, anywhere in it."""
     found: set[str] = set()
@@ -125,7 +128,7 @@ def test_owners(source: Path) -> None:
     roots = {name.partition(".")[0] for name in imported(source)}
     place = source.as_posix()
     if place.startswith("flows"):
-        assert not roots & {"torch", "transformers", "onnxruntime"}
+        assert not roots & {"torch", "transformers", *ENGINES}
     if place.startswith("tasks"):
         assert "prefect" not in roots
     if place not in ("tasks/tracking.py", "tasks/release/pyfunc_model.py") and not place.startswith(
@@ -133,7 +136,7 @@ def test_owners(source: Path) -> None:
     ):
         assert "mlflow" not in roots
     if not place.startswith("tasks/runtimes/"):
-        sessions = {n for n in imported(source) if n.startswith(("onnxruntime", "tensorrt"))}
+        sessions = {n for n in imported(source) if n.startswith(ENGINES)}
         converters = ("onnxruntime.quantization", "onnxruntime.transformers.float16")
         assert not {n for n in sessions if not n.startswith(converters)}
 

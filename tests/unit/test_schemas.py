@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ from jsonschema.exceptions import ValidationError
 from tasks.errors import BY_NAME, GateRefused, StillroomError
 from tasks.release.gate import judge
 from tasks.release.servable import SERVING_FILES
+from tests.unit.test_cli import MOVE
 from tests.unit.test_gate import GOOD, LIMITS
 from tests.unit.test_model_card import MANIFEST
+from tests.unit.test_pace import ALONE, JUDGED, OFF
 from tests.unit.test_report import NOT_MEASURED, row, run
 
 FOLDER = Path(__file__).parents[2] / "infra" / "schemas"
-NAMES = ["gate", "summary", "stage", "runtime", "manifest", "status", "serving", "error"]
+NAMES = ["gate", "summary", "stage", "runtime", "manifest", "status", "serving", "error",
+         "move"]  # fmt: skip
 SHA = "0f" * 32
 
 
@@ -64,6 +68,7 @@ GOOD_FILES = {
         "pad_id": 0,
         "pad_token": "[PAD]",
     },
+    "move": replace(MOVE, pace=JUDGED.as_dict()).as_dict(),
     "error": GateRefused("no", next_command="stillroom report").as_dict(),
 }
 
@@ -89,7 +94,7 @@ def test_every_required_key_is_required(name):
             check(name, content)
 
 
-@pytest.mark.parametrize("name", ["gate", "summary", "manifest", "status", "error"])
+@pytest.mark.parametrize("name", ["gate", "summary", "manifest", "status", "error", "move"])
 def test_closed_contracts_refuse_unknown_keys(name):
     with pytest.raises(ValidationError, match="unexpected"):
         check(name, GOOD_FILES[name] | {"surprise": 1})
@@ -103,9 +108,12 @@ def test_the_verdict_is_the_same_contract_everywhere(name):
 
 
 def test_a_verdict_on_what_is_not_a_figure_is_valid():
-    from dataclasses import replace
-
     check("gate", judge(replace(GOOD, drop=math.nan, detectable_drop=math.nan), LIMITS).as_dict())
+
+
+@pytest.mark.parametrize("pace", [None, ALONE.as_dict(), OFF.as_dict()])
+def test_a_move_without_a_measurement_a_champion_or_a_limit_is_valid(pace):
+    check("move", replace(MOVE, pace=pace).as_dict())
 
 
 def test_a_run_without_energy_or_latency_is_valid():
