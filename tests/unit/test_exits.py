@@ -247,6 +247,10 @@ def test_a_servable_folder_in_stages(made: Made, tmp_path: Path) -> None:
         ({"stages": ["model.onnx"], "confidence": 0.5}, "stages: found"),
         ({"stages": ["model.onnx", "../model.1.onnx"], "confidence": 0.5}, "stages: found"),
         ({"confidence": 0.5}, "confidence: found one without stages"),
+        (
+            {"stages": ["model.onnx", "model.1.onnx"], "confidence": 0.5, "runtime": "openvino"},
+            "runtime: found 'openvino' with stages",
+        ),
     ],
 )
 def test_settings_that_cannot_be_right(change: dict[str, object], fault: str | None) -> None:
