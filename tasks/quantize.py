@@ -63,9 +63,9 @@ def main(params: Params) -> Metrics:
         graph = Path(room) / "float.onnx"
         export_onnx(model, graph, max_length=max_length, exits=exits)
         difference = check_export(model, graph, ids[:64], pad_id=model.config.pad_token_id)
-        ranged = any(form_for(name, config).scheme == "static" for name in config.runtimes)
         if exits:
             difference = max(difference, check_exits(model, exits, graph, ids[:64]))
+        ranged = any(form_for(name, config).scheme == "static" for name in config.runtimes)
         exam = Exam(
             graph,
             [node for node in weighted_nodes(graph, model) if not node.output.startswith("exit_")],
@@ -121,8 +121,8 @@ def main(params: Params) -> Metrics:
         ),
         "quantisation": quantisation,
         "validation": quality(logits, validation.labels),
-        "runtime": {"p50_ms_by_runtime": times},
         **depth,
+        "runtime": {"p50_ms_by_runtime": times},
     }  # fmt: skip
 
 

@@ -362,6 +362,11 @@ class Params(Section):
                 f"exits.layers: found {list(self.exits.layers)} with quantize.aware.mode always, "
                 "expected none: training with simulated int8 changes the model under its heads"
             )
+        if self.exits.layers and self.quantize.runtimes != ("onnxruntime",):
+            raise ValueError(
+                f"quantize.runtimes: found {list(self.quantize.runtimes)} with exits.layers, "
+                "expected [onnxruntime]: no other engine runs a model in stages"
+            )
         if self.evaluation.batches[:1] != (1,):
             raise ValueError(
                 f"evaluation.batches: found {list(self.evaluation.batches)}, "

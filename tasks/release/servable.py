@@ -7,8 +7,8 @@
 
 With early exits there are ``model.1.onnx`` and so on, too: `tasks.release.stages`. A bundle has
 ``manifest.json`` and ``MODEL_CARD.md`` beside these. Loading needs `onnxruntime`, `tokenizers` and
-`numpy`; neither torch nor transformers, and another engine only where ``serving.json`` names it and
-the machine has it.
+`numpy`; neither torch nor transformers, and another engine only where ``serving.json`` names it
+and the machine has it.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Servable:
             self._require(folder, logits_fault(logits, self.labels))
 
     def _open(self, folder: Path, threads: int) -> Runtime:
-        """The engine that ``serving.json`` names; ONNX Runtime for each stage of several."""
+        """The engine; ONNX Runtime's for each stage where there are several."""
         bits = self.serving.get("weight_bits", 8)
         if "stages" not in self.serving:
             return load(folder / self.serving["model"], runtime=self.serving["runtime"],

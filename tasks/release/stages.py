@@ -130,6 +130,8 @@ def stages_fault(serving: Mapping[str, Any]) -> str | None:
     named, confidence = serving["stages"], serving.get("confidence")
     if not isinstance(named, list) or len(named) < 2 or named != [*stage_names(len(named))]:
         return f"stages: found {named!r}, expected model.onnx, model.1.onnx and so on"
+    if serving.get("runtime") != "onnxruntime":
+        return f"runtime: found {serving.get('runtime')!r} with stages, expected onnxruntime"
     if isinstance(confidence, bool) or not isinstance(confidence, int | float):
         return f"confidence: found {confidence!r}, expected a number"
     if not 0.0 < confidence <= 1.0:

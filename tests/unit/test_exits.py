@@ -150,7 +150,7 @@ def test_a_text_is_answered_in_a_batch_as_alone(made: Made) -> None:
 
 
 @one_kind
-@pytest.mark.parametrize("scheme", ["dynamic", "static", "weight_only", "half", "none"])
+@pytest.mark.parametrize("scheme", ["dynamic", "static", "weight_only", "half", "bf16", "none"])
 def test_a_quantised_graph_is_cut_without_a_change(made: Made, scheme: str, tmp_path: Path) -> None:
     config = load(ROOT / "params.yaml").quantize.model_copy(update={"scheme": scheme})
     ids, mask = made.feed()
@@ -247,6 +247,10 @@ def test_a_servable_folder_in_stages(made: Made, tmp_path: Path) -> None:
         ({"stages": ["model.onnx"], "confidence": 0.5}, "stages: found"),
         ({"stages": ["model.onnx", "../model.1.onnx"], "confidence": 0.5}, "stages: found"),
         ({"confidence": 0.5}, "confidence: found one without stages"),
+        (
+            {"stages": ["model.onnx", "model.1.onnx"], "confidence": 0.5, "runtime": "openvino"},
+            "runtime: found 'openvino' with stages",
+        ),
     ],
 )
 def test_settings_that_cannot_be_right(change: dict[str, object], fault: str | None) -> None:
@@ -352,6 +356,10 @@ def test_params() -> None:
         ({"exits": {"confidence": 0.0}}, "exits.confidence"),
         ({"exits": {"confidence": "often"}}, "exits.confidence"),
         ({"exits": {"layers": [1]}, "quantize": {"aware": {"mode": "always"}}}, "aware"),
+        (
+            {"exits": {"layers": [1]}, "quantize": {"runtimes": ["onnxruntime", "openvino"]}},
+            "expected .onnxruntime.: no other engine",
+        ),
     ):
         with pytest.raises(ParamsError, match=match):
             parse(overlay(raw, change))
