@@ -64,7 +64,8 @@ def run(
 
     Raises:
         UsageError: an unknown peer or split, no finished run, or a page without markers.
-        UnavailableError: an environment cannot be made, or a peer fails.
+        UnavailableError: ours fails; or a peer does, or its environment cannot be made, once the
+            others' rows are printed and written.
     """
     unknown = [name for name in peers if name not in PEERS]
     if unknown or split not in SPLITS:
@@ -81,12 +82,14 @@ def run(
     room = Room.of(workspace, split)
     if split == "test":
         count_opening(model_name(room.params), "compare-peers")
-    found = measure(room, names, progress)
+    found, lost = measure(room, names, progress)
     rows = [peer.row(room.labels) for peer in found]
-    page = peers_markdown(rows, split, len(room.texts))
+    page = peers_markdown(rows, split, len(room.texts), missing=list(lost))
     if write is not None:
         write_section(write, PLACE, page)
     print(json.dumps({"rows": rows}, ensure_ascii=False) if as_json else page, flush=True)
+    if lost:
+        raise next(iter(lost.values()))
     return 0
 
 
@@ -134,16 +137,26 @@ class Room:
         return folder
 
 
-def measure(room: Room, names: Sequence[str], progress: Progress) -> list[Peer]:
-    """Build all, ask all everything, then time them in turn."""
+def measure(
+    room: Room, wanted: Sequence[str], progress: Progress
+) -> tuple[list[Peer], dict[str, StillroomError]]:
+    """Build all, ask all everything, then time them in turn; and those that failed before that."""
     with contextlib.ExitStack() as stack:
-        children = {name: stack.enter_context(child(name, room, progress)) for name in names}
-        logits = {}
-        for name, one in children.items():
-            progress.note(f"{name}: answers {len(room.texts)} texts")
-            logits[name] = np.concatenate([
-                one.ask(room.texts[i : i + CHUNK])[0] for i in range(0, len(room.texts), CHUNK)
-            ])  # fmt: skip
+        children: dict[str, Child] = {}
+        logits: dict[str, np.ndarray] = {}
+        lost: dict[str, StillroomError] = {}
+        for name in wanted:
+            try:
+                children[name] = stack.enter_context(child(name, room, progress))
+                progress.note(f"{name}: answers {len(room.texts)} texts")
+                logits[name] = answers(children[name], room.texts)
+            except StillroomError as error:
+                if name == OURS:
+                    raise
+                children.pop(name, None)
+                lost[name] = error
+                progress.note(f"{name}: left out: {error}")
+        names = list(children)
         config = room.params.evaluation
         step = max(len(room.texts) // config.latency_texts, 1)
         picked = room.texts[::step][: config.latency_texts]
@@ -157,7 +170,12 @@ def measure(room: Room, names: Sequence[str], progress: Progress) -> list[Peer]:
                 for name in (*names[shift:], *names[:shift]):
                     times[name].append(children[name].ask(picked[start : start + BLOCK])[1])
         return [Peer(name, logits[name], children[name].file_bytes, np.concatenate(times[name]))
-                for name in names]  # fmt: skip
+                for name in names], lost  # fmt: skip
+
+
+def answers(one: Child, texts: Sequence[str]) -> np.ndarray:
+    """Logits ``[texts, classes]``, asked for in chunks."""
+    return np.concatenate([one.ask(texts[i : i + CHUNK])[0] for i in range(0, len(texts), CHUNK)])
 
 
 class Child:

@@ -330,9 +330,6 @@ class Params(Section):
         for name, (source, hub) in sources.items():
             if source == "hub" and not hub.id:
                 raise ValueError(f"{name}.hub.id: found '', expected OWNER/NAME")
-        if self.exits.layers and self.quantize.runtimes != ("onnxruntime",):
-            raise ValueError("quantize.runtimes: found others than onnxruntime with exits.layers, "
-                             "expected onnxruntime alone: it runs a model in stages")  # fmt: skip
         if self.prune.sparsity.method == "lottery" and self.distill.early == 0:
             raise ValueError("distill.early: found 0 with prune.sparsity.method lottery, expected "
                              "a share of the steps such as 0.05")  # fmt: skip

@@ -58,8 +58,10 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     return lines or ["no peer is within two points of ours or faster"]
 
 
-def peers_markdown(rows: Sequence[Mapping[str, Any]], split: str, n: int) -> str:
-    """The table and the sentences below it."""
+def peers_markdown(
+    rows: Sequence[Mapping[str, Any]], split: str, n: int, *, missing: Sequence[str] = ()
+) -> str:
+    """The table and the sentences below it; `missing` are peers that could not be measured."""
     head = ["model", "accuracy %", "macro-F1 %", "bytes", "p50 ms", "p95 ms", "texts per s"]
     ranked = sorted(rows, key=lambda row: -row["quality"]["accuracy"])
     cells = [
@@ -74,7 +76,8 @@ def peers_markdown(rows: Sequence[Mapping[str, Any]], split: str, n: int) -> str
         ]
         for row in ranked
     ]
-    said = "\n".join(f"- {line}" for line in verdict(rows))
+    lines = [*verdict(rows), *(f"{name}: could not be measured" for name in missing)]
+    said = "\n".join(f"- {line}" for line in lines)
     return (
         f"{table(head, cells)}\n\nThe same fine-tuned teacher, {n:,} {split} texts, batch 1, one "
         f"thread, text in, label out, all in turn.\n\n{said}"

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import jsonschema
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flows import compare_peers
+from flows.console import Progress
 from tasks.errors import UnavailableError, UsageError
 from tasks.evaluation.peers import Peer, peers_markdown, verdict
 from tasks.release.servable import SERVING_FILES, Servable, file_bytes
@@ -76,6 +79,34 @@ def test_a_child_answers_as_the_bundle(tmp_path: Path, script: str) -> None:
     process.wait()
     with pytest.raises(UnavailableError, match="found no answer"):
         one.ask(texts)
+
+
+def test_a_peer_that_fails_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STILLROOM_HOME", str(tmp_path / "home"))
+    bundle = make_bundle(tmp_path / "run/data/models/quantize")
+    for name in ("teacher_servable", "baseline"):
+        shutil.copytree(bundle, tmp_path / "run/data/models" / name)
+    (tmp_path / "run/data/models/teacher_servable/model.onnx").write_bytes(b"cut off")
+    (tmp_path / "run/data/prepared").mkdir()
+    texts = ["where is my card?", "what is the exchange rate", "lost"] * 3
+    labels = np.arange(9) % 3
+    table = pa.table({"text": texts, "label": labels})
+    for split in ("train", "validation"):
+        pq.write_table(table, tmp_path / f"run/data/prepared/{split}.parquet")
+    shutil.copyfile(ROOT / "params.yaml", tmp_path / "run/params.yaml")
+    room = compare_peers.Room.of(tmp_path / "run", "validation")
+    found, lost = compare_peers.measure(room, ["stillroom", "onnxruntime-fp32"], Progress())
+    assert [one.name for one in found] == ["stillroom"]
+    assert found[0].row(labels)["quality"]["accuracy"] == 1.0
+    assert list(lost) == ["onnxruntime-fp32"]
+    assert "found no answer" in str(lost["onnxruntime-fp32"])
+    page = peers_markdown([found[0].row(labels)], "validation", 9, missing=list(lost))
+    assert "- onnxruntime-fp32: could not be measured" in page
+    (tmp_path / "run/data/models/quantize/model.onnx").write_bytes(b"cut off")
+    with pytest.raises(UnavailableError):  # without ours there is nothing to compare with
+        compare_peers.measure(room, ["stillroom", "onnxruntime-fp32"], Progress())
 
 
 def test_wrong_words(tmp_path: Path) -> None:
