@@ -74,6 +74,8 @@ class Results:
     full: list[Run] = field(default_factory=list)
     without: dict[str, list[Run]] = field(default_factory=dict)
     """By technique."""
+    by: str = "seed"
+    """What the runs of a variant differ in: seed or fold."""
     planned: Plan | None = None
     """The latest: every seed has the same techniques."""
     work_s: dict[str, float] = field(default_factory=dict)
@@ -122,7 +124,8 @@ def run(
         section(write, place(recipe))  # hours before it is needed
     progress = Progress(to_stderr=as_json)
     folder = (out or default_out(asked, recipe_run)).expanduser().resolve()
-    results = Results(asked, seeds_of(asked, recipe_run), folder)
+    by = "fold" if recipe_run.params.data.folds else "seed"
+    results = Results(asked, seeds_of(asked, recipe_run), folder, by=by)
     with _terminable():
         execute(results, recipe_run, progress)
     report = save(results, complete=True)
@@ -338,6 +341,7 @@ def save(results: Results, *, complete: bool) -> Report:
         seeds=results.seeds,
         left_out=planned.left_out if planned else {},
         complete=complete,
+        by=results.by,
     )
     write_json(results.folder / "ablation.json", report)
     write_text(results.folder / "ablation.md", page_markdown(report))
@@ -358,8 +362,10 @@ def estimate(results: Results, planned: Plan, position: int, done: int) -> float
         return None
     stages = list(results.work_s)
     firsts = [job.first for job in (planned.full, *planned.variants)]
-    # the students of a further seed are new; its variants share what its full recipe has made
-    later = ["distill", *firsts[1:]] * (len(results.seeds) - position - 1)
+    # a further seed's students are new, a further fold's data; its variants share what its full
+    # recipe has made
+    anew = "prepare" if results.by == "fold" else "distill"
+    later = [anew, *firsts[1:]] * (len(results.seeds) - position - 1)
     ahead = firsts[done:] + later
     return remaining_s(ahead, stages, results.work_s, OVERHEAD_S)
 
@@ -377,7 +383,7 @@ def say_begin(results: Results, job: Job, progress: Progress, left_s: float | No
     left = "" if left_s is None else f", about {duration(left_s)} left"
     number = len(results.full) + sum(map(len, results.without.values())) + 1
     total = len(results.seeds) * (1 + len(results.planned.variants if results.planned else ()))
-    progress.note(f"{number} of {total}: {what(job)}, seed {job.seed}{left}")
+    progress.note(f"{number} of {total}: {what(job)}, {results.by} {job.seed}{left}")
 
 
 def what(job: Job) -> str:

@@ -17,6 +17,7 @@ import yaml
 from flows import dvc
 from flows.workspace import Workspace, resolve
 from tasks import home
+from tasks.errors import UsageError
 from tasks.evaluation.techniques import Technique, switchable
 from tasks.release.naming import model_name
 from tasks.schema import Params
@@ -71,8 +72,24 @@ class Plan:
     left_out: Mapping[str, str]
 
 
+def varied(params: Params) -> str:
+    """The param that runs of one variant differ in: the students' seed, or the fold."""
+    return "data.fold" if params.data.folds else "student_seed"
+
+
 def seeds_of(asked: Asked, recipe_run: Workspace) -> list[int]:
-    """Values of ``student_seed``: the recipe's own, and those that follow it."""
+    """Values of `varied`: every fold; or the recipe's own seed, and those that follow it.
+
+    Raises:
+        UsageError: seeds were asked for beside folds.
+    """
+    if folds := recipe_run.params.data.folds:
+        if asked.seeds > 1:
+            raise UsageError(
+                f"--seeds: found {asked.seeds} with data.folds={folds}, expected one of the two",
+                next_command="stillroom ablate --help",
+            )
+        return list(range(folds))
     return [recipe_run.params.student_seed + offset for offset in range(asked.seeds)]
 
 
@@ -82,13 +99,15 @@ def plan(asked: Asked, recipe_run: Workspace, seed: int) -> Plan:
     Args:
         asked: what the command line said.
         recipe_run: the recipe's own run, resolved.
-        seed: ``student_seed``.
+        seed: value of `varied`.
     """
     keys = deciding_params(recipe_run.params)
-    own = seed == recipe_run.params.student_seed
+    key = varied(recipe_run.params)
+    data = recipe_run.params.data
+    own = seed == (data.fold if data.folds else recipe_run.params.student_seed)
     settings: tuple[str, ...] = (
         *asked.overrides,
-        f"student_seed={seed}",
+        f"{key}={seed}",
         f"release.name=ablation-{model_name(recipe_run.params)}",
         "evaluation.energy_seconds=0.0",
     )

@@ -16,6 +16,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from sklearn.model_selection import StratifiedKFold
 
 from tasks.errors import DataError
 from tasks.files import write_json
@@ -39,6 +40,9 @@ def main(params: Params) -> Metrics:
         splits["train"], splits["validation"] = split_off(
             splits["train"], data.validation_fraction, params.seed
         )
+    if data.folds:
+        whole = pd.concat([splits["train"], splits["validation"]], ignore_index=True)
+        splits["train"], splits["validation"] = fold_of(whole, data.folds, data.fold, params.seed)
     labels = check_labels(splits)
     if 0 < data.max_rows < len(labels):
         raise DataError(
@@ -208,6 +212,26 @@ def split_off(train: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataF
     if taken.empty:
         taken = train[train["label"].duplicated()].sample(n=1, random_state=seed)
     return train.drop(taken.index), taken
+
+
+def fold_of(
+    frame: pd.DataFrame, folds: int, which: int, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One fold of k as validation and the rest as train, every class as even as can be.
+
+    Raises:
+        DataError: a class has fewer rows than there are folds.
+    """
+    counts = frame["label"].value_counts()
+    if counts.min() < folds:
+        raise DataError(
+            f"data.folds: found {folds}, and class {counts.idxmin()!r} has {counts.min()} rows; "
+            "expected a row in each fold",
+            next_command=f"stillroom compress --set data.folds={max(int(counts.min()), 0)}",
+        )
+    cut = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    train, validation = list(cut.split(frame["text"], frame["label"]))[which]
+    return frame.iloc[train], frame.iloc[validation]
 
 
 def drop_leaks(splits: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:

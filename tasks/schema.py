@@ -109,6 +109,10 @@ class Data(Section):
     label_column: str
     validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)]
     """Share of train that becomes validation where none is given."""
+    folds: Annotated[int, Field(ge=0, le=50)]
+    """Cross-validation: train and validation are pooled and cut anew; 0 leaves them."""
+    fold: Annotated[int, Field(ge=0)]
+    """Which of the folds is validation."""
     max_rows: Annotated[int, Field(ge=0)]
     """Keep at most so many rows of train and of test, classes as even as can be; 0 keeps all."""
     max_length: Annotated[int, Field(ge=8, le=512)]
@@ -330,6 +334,9 @@ class Params(Section):
         for name, (source, hub) in sources.items():
             if source == "hub" and not hub.id:
                 raise ValueError(f"{name}.hub.id: found '', expected OWNER/NAME")
+        if self.data.folds == 1 or self.data.fold >= max(self.data.folds, 1):
+            raise ValueError(f"data.fold: found {self.data.fold} of {self.data.folds} folds, "
+                             "expected 0 of none, or one of at least two")  # fmt: skip
         if self.prune.sparsity.method == "lottery" and self.distill.early == 0:
             raise ValueError("distill.early: found 0 with prune.sparsity.method lottery, expected "
                              "a share of the steps such as 0.05")  # fmt: skip

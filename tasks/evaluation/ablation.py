@@ -142,15 +142,17 @@ def ablation(
     seeds: Sequence[int],
     left_out: Mapping[str, str] | None = None,
     complete: bool = True,
+    by: str = "seed",
 ) -> Report:
     """The content of ``ablation.json``.
 
     Args:
         full: the runs of the whole recipe.
         variants: the runs without one technique each.
-        seeds: values of ``student_seed`` that were asked for.
+        seeds: values of ``student_seed``, or of ``data.fold``, that were asked for.
         left_out: why a technique that may be on is not here, by name.
         complete: every run that was asked for has been made.
+        by: what runs of a variant differ in, ``seed`` or ``fold``.
     """
     first = next((run.figures for run in full if run.figures is not None), None)
     return {
@@ -159,6 +161,7 @@ def ablation(
         "split": split,
         "primary": first.primary if first else "accuracy",
         "n": first.n if first else 0,
+        "by": by,
         "seeds": list(seeds),
         "complete": complete,
         "full": _full(full),
@@ -220,8 +223,9 @@ HEAD = ("switched off", "seeds", "with %", "without %", "worth in points (95 %)"
 def table_markdown(report: Report) -> str:
     """The headline, the table and what its columns are: for README and for the page."""
     rows = [_full_row(report), *(_row(report, one) for one in report["techniques"])]
+    head = [HEAD[0], f"{report['by']}s", *HEAD[2:]]
     rule = ["---", *["---:"] * (len(HEAD) - 1)]
-    table = "\n".join("| " + " | ".join(line) + " |" for line in [list(HEAD), rule, *rows])
+    table = "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *rows])
     return f"{headline(report)}\n\n{table}\n\n{_legend(report)}"
 
 
@@ -243,16 +247,16 @@ def headline(report: Report) -> str:
     full = report["full"]
     if full["retained"] is None:
         return "The full recipe has not finished yet."
-    n = full["retained"]["n"]
+    n, by = full["retained"]["n"], report["by"]
     if n == 1:
         return (
-            f"Full recipe, one seed: {100 * full['retained']['mean']:.2f} % of the teacher's "
+            f"Full recipe, one {by}: {100 * full['retained']['mean']:.2f} % of the teacher's "
             f"{report['primary']} retained on {report['split']}, {full['size']['mean']:.1f}× "
-            f"smaller, {full['speed_p50']['mean']:.1f}× faster at p50. One seed has no interval."
+            f"smaller, {full['speed_p50']['mean']:.1f}× faster at p50. One {by} has no interval."
         )
     kept, size = _claim(full["retained"], 100, 2, " %"), _claim(full["size"], 1, 1, "×")
     return (
-        f"Full recipe, mean of {n} seeds: {kept} of the teacher's {report['primary']} retained on "
+        f"Full recipe, mean of {n} {by}s: {kept} of the teacher's {report['primary']} retained on "
         f"{report['split']}, {size} smaller, {_claim(full['speed_p50'], 1, 1, '×')} faster at p50."
     )
 
@@ -309,12 +313,14 @@ def _interval(found: Mapping[str, Any] | None, *, signed: bool = False, unit: st
 
 
 def _legend(report: Report) -> str:
-    several = len(report["seeds"]) > 1
+    by = report["by"]
     interval = (
-        "paired over seeds; intervals are Student's t"
-        if several
-        else "of one seed: it has no interval, and what seeds alone change is not known from it"
+        f"paired over {by}s; intervals are Student's t"
+        if len(report["seeds"]) > 1
+        else f"of one {by}: it has no interval, and what {by}s alone change is not known from it"
     )
+    if by == "fold":
+        interval += "; folds share most of their training texts, so they are on the narrow side"
     lines = [
         f"{report['n']:,} {report['split']} texts, on the served bytes. *Worth* is with minus "
         f"without, {interval}. *Smaller* and *faster by it* are without over with. Speed is a "
@@ -340,7 +346,7 @@ def _troubles(report: Report) -> list[str]:
     groups = [("the full recipe", report["full"]["runs"])]
     groups += [(f"without `{one['name']}`", one["runs"]) for one in report["techniques"]]
     return [
-        f"- {name}, seed {run['seed']}: {run['status']}: {run['note'] or 'no word'}"
+        f"- {name}, {report['by']} {run['seed']}: {run['status']}: {run['note'] or 'no word'}"
         for name, runs in groups
         for run in runs
         if run["status"] != "passed"

@@ -33,8 +33,8 @@ def plot_ablation(report: Mapping[str, Any], path: Path) -> bool:
     seeds = len(report["seeds"])
     figure.suptitle(
         f"What each technique is worth: {report['recipe'] or 'params.yaml'}, {report['n']:,} "
-        f"{report['split']} texts, {seeds} seed{'s' * (seeds > 1)}"
-        + (", 95 % intervals over seeds" if seeds > 1 else ", no intervals"),
+        f"{report['split']} texts, {seeds} {report['by']}{'s' * (seeds > 1)}"
+        + (f", 95 % intervals over {report['by']}s" if seeds > 1 else ", no intervals"),
         fontsize=12,
         color=INK,
     )

@@ -33,13 +33,17 @@ LOADER = (
     "tasks/__init__.py",
     "tasks/errors.py",
     "tasks/files.py",
+    "tasks/home.py",
     "tasks/processor.py",
     "tasks/release/__init__.py",
     "tasks/release/servable.py",
     "tasks/release/soundness.py",
     "tasks/release/stages.py",
     "tasks/runtimes/__init__.py",
+    "tasks/runtimes/interface.py",
     "tasks/runtimes/onnx.py",
+    "tasks/runtimes/openvino.py",
+    "tasks/runtimes/tensorrt.py",
 )
 """The import closure of the model's code; a test asserts that it is one."""
 REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas", "tokenizers")

@@ -24,6 +24,7 @@ from flows.ablation_plan import (
     lifted,
     plan,
     remaining_s,
+    seeds_of,
     source_layers,
 )
 from flows.console import Progress
@@ -533,3 +534,18 @@ def test_a_section_of_a_page_is_replaced_and_nothing_else(tmp_path: Path) -> Non
         write_section(page, "ablation", "new")
     with pytest.raises(UsageError, match="found no file"):
         write_section(tmp_path / "none.md", "ablation", "new")
+
+
+def test_folds_take_the_place_of_seeds() -> None:
+    overrides = ("data.folds=3",)
+    recipe_run = resolve("smoke", overrides)
+    asked = Asked("smoke", overrides, 1, ("none",), "validation")
+    assert seeds_of(asked, recipe_run) == [0, 1, 2]
+    planned = [plan(asked, recipe_run, fold).full for fold in range(3)]
+    assert [job.workspace.params.data.fold for job in planned] == [0, 1, 2]
+    assert [job.first for job in planned[1:]] == ["prepare", "prepare"]
+    assert {job.workspace.params.student_seed for job in planned} == {
+        recipe_run.params.student_seed
+    }
+    with pytest.raises(UsageError, match="expected one of the two"):
+        seeds_of(Asked("smoke", overrides, 2, (), "validation"), recipe_run)

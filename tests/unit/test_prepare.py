@@ -10,9 +10,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.errors import DataError
+from tasks.errors import DataError, UsageError
 from tasks.params import overlay, parse, read_yaml
-from tasks.prepare import check_labels, drop_leaks, main, read_table, sample, split_off, unseen
+from tasks.prepare import (
+    check_labels,
+    drop_leaks,
+    fold_of,
+    main,
+    read_table,
+    sample,
+    split_off,
+    unseen,
+)
 from tasks.schema import Params
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,3 +213,39 @@ def test_unlabelled_texts_are_prepared_beside_the_splits(workspace: Path) -> Non
     table = pq.read_table(workspace / "data/prepared/unlabelled.parquet")
     assert table["text"].to_pylist() == [f"extra {i}" for i in range(30)]
     assert metrics["unlabelled"] == {"rows": 30, "dropped_leaks": 2, "dropped_repeats": 1}
+
+
+@given(
+    sizes=st.lists(st.integers(2, 12), min_size=2, max_size=5),
+    folds=st.integers(2, 6),
+    seed=st.integers(0, 50),
+)
+def test_folds_share_out_every_row_once_and_every_class_evenly(
+    sizes: list[int], folds: int, seed: int
+) -> None:
+    rows = [(f"text {name} {i}", f"class {name}") for name, n in enumerate(sizes) for i in range(n)]
+    whole = frame(*rows)
+    if min(sizes) < folds:
+        with pytest.raises(DataError, match=r"data\.folds: found"):
+            fold_of(whole, folds, 0, seed)
+        return
+    parts = [fold_of(whole, folds, which, seed) for which in range(folds)]
+    held_out = [text for _, validation in parts for text in validation["text"]]
+    assert sorted(held_out) == sorted(whole["text"]), "each row is validation once"
+    for train, validation in parts:
+        assert sorted([*train["text"], *validation["text"]]) == sorted(whole["text"])
+        for name, size in enumerate(sizes):
+            share = int((validation["label"] == f"class {name}").sum())
+            assert size // folds <= share <= -(-size // folds)
+
+
+def test_a_fold_is_what_the_stage_writes(workspace: Path) -> None:
+    seen = []
+    for which in range(2):
+        metrics = main(settled(folds=2, fold=which))
+        held_out = pd.read_parquet(workspace / "data/prepared/validation.parquet")
+        seen.append(set(held_out["text"]))
+        assert metrics["rows"] == {"train": 20, "validation": 20, "test": 10}
+    assert len(seen[0] | seen[1]) == 40
+    with pytest.raises(UsageError, match=r"data\.fold: found 2 of 2"):
+        settled(folds=2, fold=2)
