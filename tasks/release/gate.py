@@ -152,7 +152,7 @@ def stage_limit(
     """
     teacher, found = teacher_quality.get(primary, math.nan), stage_quality.get(primary, math.nan)
     drop = 100.0 * (teacher - found)
-    if _within("max", drop, limit):
+    if within("max", drop, limit):
         return drop
     raise GateRefused(
         f"{stage}: {primary} on validation is {found:.4f}, the teacher's {teacher:.4f}: "
@@ -172,10 +172,11 @@ def _next_command(stage: str, drop: float) -> str:
 
 def _check(metric: str, kind: Kind, value: float | None, limit: float) -> Check:
     value = _finite(value)
-    return Check(metric, kind, value, limit, value is not None and _within(kind, value, limit))
+    return Check(metric, kind, value, limit, value is not None and within(kind, value, limit))
 
 
-def _within(kind: Kind, value: float, limit: float) -> bool:
+def within(kind: Kind, value: float, limit: float) -> bool:
+    """Whether a figure keeps its limit, an upper (``max``) or a lower one."""
     # 100 * (0.93 - 0.91) is a little over 2; written so that NaN is within nothing
     value = round(value, ROUNDING)
     return value <= limit if kind == "max" else value >= limit

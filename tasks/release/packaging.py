@@ -21,6 +21,7 @@ from typing import Any
 from tasks.errors import GateRefused, IntegrityError, UnavailableError, UsageError
 from tasks.files import write_json
 from tasks.home import CHECKOUT
+from tasks.release.gate import within
 from tasks.release.servable import (
     Servable,
     artifact_sha256,
@@ -99,7 +100,7 @@ def check_verdict(manifest: Mapping[str, Any]) -> None:
 
     Raises:
         GateRefused: there is no verdict, or it is no; names the failing checks.
-        IntegrityError: the verdict is about other files.
+        IntegrityError: the verdict is about other files, or not what its own figures say.
     """
     verdict = manifest.get("gate") or {}
     if verdict.get("passed") is not True:
@@ -118,6 +119,14 @@ def check_verdict(manifest: Mapping[str, Any]) -> None:
             f"expected one on {manifest['artifact_sha256'][:16]}",
             next_command="dvc repro validate deploy",
         )
+    for check in verdict.get("checks", []):
+        value = check.get("value")
+        if value is None or not within(check["kind"], value, check["limit"]):
+            raise IntegrityError(
+                f"gate: found a verdict that passes with {check['metric']} {value} "
+                f"({check['kind']} {check['limit']}), expected one that follows from its figures",
+                next_command="dvc repro --force validate deploy",
+            )
 
 
 def check_documents(documents: Mapping[str, Path]) -> None:
