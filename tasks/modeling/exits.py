@@ -2,9 +2,11 @@
 
     exits.safetensors   beside model.safetensors: ``heads.<layers run>.{weight,bias}``
 
-A checkpoint without the file has none. What a head reads is what the architecture's own
-classifier reads, so that an exit is the same model with fewer layers: the first piece, or the
-last one through the model's final norm where a piece sees those before it only.
+A checkpoint without the file has none. A head reads the mean of a text's pieces, or the last piece
+through the model's final norm where a piece sees those before it only. The first piece, which a
+classifier reads at the end, has gathered little after one layer: in a small student it hardly
+varied from text to text, and a head that tells such states apart blows rounding up
+(infra/decisions/early-exits.md).
 """
 
 from __future__ import annotations
@@ -56,7 +58,8 @@ def pooled(model: nn.Module, states: torch.Tensor, mask: torch.Tensor) -> torch.
     """
     arch = architecture_of(model)
     if not arch.causal:
-        return states[:, 0]
+        weight = mask[:, :, None].to(states.dtype)
+        return (states * weight).sum(1) / weight.sum(1)
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(-1)
     norm = encoder_of(model).get_submodule(arch.norm)
     found: torch.Tensor = norm(states[torch.arange(states.shape[0], device=states.device), last])

@@ -36,6 +36,9 @@ from tasks.training.logit_cache import extra_texts
 
 STEPS = 200
 """Of L-BFGS at most; it stops where the loss does not fall."""
+FLOOR = 0.1
+"""Least deviation by which a channel is divided, of the deviations' root mean square. One that
+hardly varies would be blown up, and with it what rounding and int8 add to it."""
 PENALTIES = (1e-4, 1e-3, 1e-2)
 """Of a head's squared weights over standardised states; validation chooses."""
 
@@ -116,7 +119,8 @@ def fit_head(states: torch.Tensor, logits: torch.Tensor, penalty: float) -> nn.L
         states: ``[texts, channels]``.
         logits: ``[texts, classes]``, what is to be matched.
     """
-    mean, scale = states.mean(0), states.std(0, correction=0).clamp(min=1e-6)
+    mean, scale = states.mean(0), states.std(0, correction=0)
+    scale = scale.clamp(min=max(float(FLOOR * scale.square().mean().sqrt()), 1e-6))
     inputs = (states - mean) / scale
     head = nn.Linear(states.shape[1], logits.shape[1])
     for parameter in head.parameters():
