@@ -26,7 +26,20 @@ from pathlib import Path
 from typing import IO, Any
 
 from flows import dvc
-from flows.ablation_plan import FULL, Asked, Job, Plan, dry, plan, remaining_s, seeds_of
+from flows.ablation_plan import (
+    Asked,
+    Axis,
+    Job,
+    Plan,
+    axis_of,
+    dry,
+    duration,
+    plan,
+    remaining_s,
+    seeds_of,
+    stage_seconds,
+    what,
+)
 from flows.console import Progress
 from flows.workspace import Workspace, resolve
 from tasks import home
@@ -69,13 +82,13 @@ class Results:
     """What has been measured so far."""
 
     asked: Asked
+    axis: Axis
     seeds: list[int]
+    """Values along the axis."""
     folder: Path
     full: list[Run] = field(default_factory=list)
     without: dict[str, list[Run]] = field(default_factory=dict)
     """By technique."""
-    by: str = "seed"
-    """What the runs of a variant differ in: seed or fold."""
     planned: Plan | None = None
     """The latest: every seed has the same techniques."""
     work_s: dict[str, float] = field(default_factory=dict)
@@ -124,8 +137,7 @@ def run(
         section(write, place(recipe))  # hours before it is needed
     progress = Progress(to_stderr=as_json)
     folder = (out or default_out(asked, recipe_run)).expanduser().resolve()
-    by = "fold" if recipe_run.params.data.folds else "seed"
-    results = Results(asked, seeds_of(asked, recipe_run), folder, by=by)
+    results = Results(asked, axis_of(recipe_run.params), seeds_of(asked, recipe_run), folder)
     with _terminable():
         execute(results, recipe_run, progress)
     report = save(results, complete=True)
@@ -341,7 +353,7 @@ def save(results: Results, *, complete: bool) -> Report:
         seeds=results.seeds,
         left_out=planned.left_out if planned else {},
         complete=complete,
-        by=results.by,
+        by=results.axis.name,
     )
     write_json(results.folder / "ablation.json", report)
     write_text(results.folder / "ablation.md", page_markdown(report))
@@ -364,18 +376,9 @@ def estimate(results: Results, planned: Plan, position: int, done: int) -> float
     firsts = [job.first for job in (planned.full, *planned.variants)]
     # a further seed's students are new, a further fold's data; its variants share what its full
     # recipe has made
-    anew = "prepare" if results.by == "fold" else "distill"
-    later = [anew, *firsts[1:]] * (len(results.seeds) - position - 1)
+    later = [results.axis.first, *firsts[1:]] * (len(results.seeds) - position - 1)
     ahead = firsts[done:] + later
     return remaining_s(ahead, stages, results.work_s, OVERHEAD_S)
-
-
-def stage_seconds(root: Path) -> dict[str, float]:
-    """The stages' own work in a finished workspace, in the order of the chain."""
-    return {
-        name: float(read_json(root / "metrics" / f"{name}.runtime.json").get("work_s", 0.0))
-        for name in dvc.stages(home.CHECKOUT)
-    }
 
 
 def say_begin(results: Results, job: Job, progress: Progress, left_s: float | None) -> None:
@@ -383,18 +386,7 @@ def say_begin(results: Results, job: Job, progress: Progress, left_s: float | No
     left = "" if left_s is None else f", about {duration(left_s)} left"
     number = len(results.full) + sum(map(len, results.without.values())) + 1
     total = len(results.seeds) * (1 + len(results.planned.variants if results.planned else ()))
-    progress.note(f"{number} of {total}: {what(job)}, {results.by} {job.seed}{left}")
-
-
-def what(job: Job) -> str:
-    """A job in words."""
-    return "the full recipe" if job.name == FULL else f"without {job.name}"
-
-
-def duration(seconds: float) -> str:
-    """Minutes, or hours with one digit."""
-    minutes = max(1, round(seconds / 60))
-    return f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
+    progress.note(f"{number} of {total}: {what(job)}, {results.axis.name} {job.seed}{left}")
 
 
 @contextlib.contextmanager

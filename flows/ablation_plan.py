@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -72,13 +73,28 @@ class Plan:
     left_out: Mapping[str, str]
 
 
-def varied(params: Params) -> str:
-    """The param that runs of one variant differ in: the students' seed, or the fold."""
-    return "data.fold" if params.data.folds else "student_seed"
+@dataclass(frozen=True)
+class Axis:
+    """What the runs of one variant differ in."""
+
+    name: str
+    key: str
+    """Of params."""
+    own: int
+    """The recipe's value of it."""
+    first: str
+    """The first stage that another value runs anew."""
+
+
+def axis_of(params: Params) -> Axis:
+    """The fold where there are folds, else the students' seed."""
+    if params.data.folds:
+        return Axis("fold", "data.fold", params.data.fold, "prepare")
+    return Axis("seed", "student_seed", params.student_seed, "distill")
 
 
 def seeds_of(asked: Asked, recipe_run: Workspace) -> list[int]:
-    """Values of `varied`: every fold; or the recipe's own seed, and those that follow it.
+    """Values along `axis_of`: every fold; or the recipe's own seed, and those that follow it.
 
     Raises:
         UsageError: seeds were asked for beside folds.
@@ -99,15 +115,14 @@ def plan(asked: Asked, recipe_run: Workspace, seed: int) -> Plan:
     Args:
         asked: what the command line said.
         recipe_run: the recipe's own run, resolved.
-        seed: value of `varied`.
+        seed: value along `axis_of`.
     """
     keys = deciding_params(recipe_run.params)
-    key = varied(recipe_run.params)
-    data = recipe_run.params.data
-    own = seed == (data.fold if data.folds else recipe_run.params.student_seed)
+    axis = axis_of(recipe_run.params)
+    own = seed == axis.own
     settings: tuple[str, ...] = (
         *asked.overrides,
-        f"{key}={seed}",
+        f"{axis.key}={seed}",
         f"release.name=ablation-{model_name(recipe_run.params)}",
         "evaluation.energy_seconds=0.0",
     )
@@ -195,6 +210,25 @@ def remaining_s(
     """What runs will take that begin at these stages, if each stage takes what it took once."""
     tails = [stages[stages.index(first) :] for first in firsts]
     return sum(overhead_s + sum(work_s.get(name, 0.0) for name in tail) for tail in tails)
+
+
+def what(job: Job) -> str:
+    """A job in words."""
+    return "the full recipe" if job.name == FULL else f"without {job.name}"
+
+
+def duration(seconds: float) -> str:
+    """Minutes, or hours with one digit."""
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} min" if minutes < 100 else f"{seconds / 3600:.1f} h"
+
+
+def stage_seconds(root: Path) -> dict[str, float]:
+    """The stages' own work in a finished workspace, in the order of the chain."""
+    return {
+        name: float(read_json(root / "metrics" / f"{name}.runtime.json").get("work_s", 0.0))
+        for name in dvc.stages(home.CHECKOUT)
+    }
 
 
 def dry(asked: Asked, recipe_run: Workspace) -> dict[str, Any]:

@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from flows.console import Progress, load_offline_env
 from tasks import home
 from tasks.errors import StillroomError, UnavailableError, UsageError
+from tasks.evaluation.latency import picked
 from tasks.evaluation.peers import OURS, Peer, peers_markdown
 from tasks.evaluation.readme import section, write_section
 from tasks.params import load
@@ -158,17 +159,16 @@ def measure(
                 progress.note(f"{name}: left out: {error}")
         names = list(children)
         config = room.params.evaluation
-        step = max(len(room.texts) // config.latency_texts, 1)
-        picked = room.texts[::step][: config.latency_texts]
-        progress.note(f"latency on {len(picked)} texts, {config.latency_rounds} rounds, in turn")
+        timed = picked(room.texts, config.latency_texts)
+        progress.note(f"latency on {len(timed)} texts, {config.latency_rounds} rounds, in turn")
         times: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for one in children.values():
-            one.ask(picked[:WARMUP])
+            one.ask(timed[:WARMUP])
         for turn in range(config.latency_rounds):
-            for start in range(0, len(picked), BLOCK):
+            for start in range(0, len(timed), BLOCK):
                 shift = (turn + start // BLOCK) % len(names)
                 for name in (*names[shift:], *names[:shift]):
-                    times[name].append(children[name].ask(picked[start : start + BLOCK])[1])
+                    times[name].append(children[name].ask(timed[start : start + BLOCK])[1])
         return [Peer(name, logits[name], children[name].file_bytes, np.concatenate(times[name]))
                 for name in names], lost  # fmt: skip
 

@@ -38,10 +38,12 @@ from tasks.evaluation.latency import (
     Answerer,
     ColdStart,
     Latency,
+    answerer,
     cold_start,
     engine_ratio,
     grid,
     measure,
+    picked,
 )
 from tasks.evaluation.linear import LinearModel
 from tasks.evaluation.page import render_page
@@ -87,6 +89,7 @@ from tasks.problems.classification import (
 )
 from tasks.release.gate import Evidence, judge
 from tasks.release.servable import Servable, artifact_sha256, file_bytes, file_hashes
+from tasks.release.stages import read_stage_files
 from tasks.runtimes.pytorch import PyTorchRuntime
 from tasks.schema import Evaluation, Params
 from tasks.stage import Metrics, read_metrics, run, say
@@ -252,23 +255,23 @@ def measure_speed(
     max_length: int,
 ) -> Speed:
     """Time all models on the same texts in one interleaved run, with one thread each."""
-    picked = list(texts[:: max(len(texts) // config.latency_texts, 1)][: config.latency_texts])
+    timed = picked(texts, config.latency_texts)
     candidate, teacher_onnx = Servable(QUANTIZED), Servable(TEACHER_SERVABLE)
     answerers: dict[str, Answerer] = {
         "teacher": PyTorchRuntime(TEACHER, max_length=max_length, threads=1).predict,
-        "teacher on ONNX Runtime": lambda batch: [p.label for p in teacher_onnx.predict(batch)],
+        "teacher on ONNX Runtime": answerer(teacher_onnx),
         "linear": linear.predict,
-        "deploy": lambda batch: [p.label for p in candidate.predict(batch)],
+        "deploy": answerer(candidate),
     }
-    say(f"validate: latency on {len(picked)} texts, {config.latency_rounds} rounds, interleaved")
+    say(f"validate: latency on {len(timed)} texts, {config.latency_rounds} rounds, interleaved")
     latency = measure(
-        answerers, picked, rounds=config.latency_rounds, batches=config.batches, warmup=10
+        answerers, timed, rounds=config.latency_rounds, batches=config.batches, warmup=10
     )
-    engine = engine_ratio(candidate, picked)
+    engine = engine_ratio(candidate, timed)
     cells = latency_grid(texts, config, max_length)
     say("validate: cold starts")
     text_file = linear_file.with_name("text")
-    text_file.write_text(picked[0], encoding="utf-8")
+    text_file.write_text(timed[0], encoding="utf-8")
     places = {"teacher": ("checkpoint", TEACHER), "linear": ("linear", linear_file),
               "deploy": ("servable", QUANTIZED)}  # fmt: skip
     once = [sys.executable, "-m", "tasks.evaluation.answer_once"]
@@ -281,21 +284,20 @@ def measure_speed(
     for name in places:
         say(f"validate: energy of {name}, {config.energy_seconds:g} s")
         energy[name] = energy_of(
-            answerers[name], picked, seconds=config.energy_seconds, country=config.country
+            answerers[name], timed, seconds=config.energy_seconds, country=config.country
         )
     return Speed(latency, cells, engine, cold, energy)
 
 
 def depth_curve(test: Split, names: Sequence[str], config: Evaluation) -> dict[str, Any]:
     """What other confidences would have given, where the candidate has early exits."""
-    candidate = Servable(QUANTIZED)
-    if "stages" not in candidate.serving:
+    if len(read_stage_files(QUANTIZED)) == 1:
         return {}
     say("validate: accuracy and latency over the confidence asked for")
-    step = max(len(test.texts) // config.latency_texts, 1)
-    timed = test.texts[::step][: config.latency_texts]
-    found = adaptive_depth(candidate, test.texts, test.labels, names,
-                           timed=timed, rounds=config.latency_rounds)  # fmt: skip
+    found = adaptive_depth(
+        Servable(QUANTIZED), test.texts, test.labels, names,
+        timed=picked(test.texts, config.latency_texts), rounds=config.latency_rounds,
+    )  # fmt: skip
     return {"adaptive_depth": found}
 
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from tasks.files import file_sha256
+from tasks.release import registry
+from tasks.release.history import Registered
 from tasks.release.servable import artifact_sha256, file_bytes, file_hashes, write_servable
 
 LABELS = ("card_arrival", "exchange_rate", "lost_card")
@@ -61,6 +64,17 @@ def make_bundle(
     (folder / "MODEL_CARD.md").write_text(f"# {name}\n")
     write_manifest(folder, passed=passed, name=name)
     return folder
+
+
+def register_tiny(
+    tmp_path: Path, seed: int, *, release: Mapping[str, Any], name: str = "tiny", layers: int = 0
+) -> Registered:
+    """Register the bundle of a seed as a run would, with what its ``release.json`` says."""
+    bundle = tmp_path / f"bundle-{seed}"
+    if not bundle.exists():
+        make_bundle(bundle, seed=seed, name=name, layers=layers)
+    documents = make_documents(tmp_path / f"documents-{seed}", bundle)
+    return registry.register(bundle, name=name, documents=documents, release=release, run_id=None)
 
 
 def write_manifest(folder: Path, *, passed: bool = True, name: str = "tiny") -> None:

@@ -139,18 +139,25 @@ def measure(
 def p50_of(folders: Sequence[Path], texts: Sequence[str], *, rounds: int) -> list[float]:
     """Median ms from text to label of servable folders, one thread, batch 1, in turn."""
     servables = {str(folder): Servable(folder, threads=1) for folder in folders}
-    answerers = {name: _answerer(servable) for name, servable in servables.items()}
+    answerers = {name: answerer(servable) for name, servable in servables.items()}
     found = measure(answerers, texts, rounds=rounds, batches=[1], warmup=WARMUP)
     for servable in servables.values():
         servable.close()
     return [found.rows[str(folder)][1].p50 for folder in folders]
 
 
-def _answerer(servable: Servable) -> Answerer:
+def answerer(servable: Servable) -> Answerer:
+    """A servable folder as `measure` asks it."""
+
     def answer(texts: list[str], /) -> list[str]:
         return [prediction.label for prediction in servable.predict(texts)]
 
     return answer
+
+
+def picked(texts: Sequence[str], count: int) -> list[str]:
+    """At most `count` texts, spread over all of them, to be timed."""
+    return list(texts[:: max(len(texts) // count, 1)][:count])
 
 
 def grid(
@@ -188,14 +195,13 @@ def engine_ratio(servable: Servable, texts: Sequence[str], *, rounds: int = 3) -
     """
     ready = {text: servable.encode([text]) for text in texts}
 
-    def whole(batch: list[str]) -> list[str]:
-        return [prediction.label for prediction in servable.predict(batch)]
-
     def bare(batch: list[str]) -> list[str]:
         servable.run(*ready[batch[0]])
         return batch
 
-    found = measure({"whole": whole, "engine": bare}, texts, rounds=rounds, batches=[1], warmup=10)
+    found = measure(
+        {"whole": answerer(servable), "engine": bare}, texts, rounds=rounds, batches=[1], warmup=10
+    )
     text_to_label, engine = found.rows["whole"][1].p50, found.rows["engine"][1].p50
     return {"text_to_label_p50": text_to_label, "engine_p50": engine,
             "ratio": text_to_label / engine}  # fmt: skip

@@ -7,7 +7,7 @@ kernels for, judged by what it answers, and timed in turn with the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import onnx
 
 from tasks import schema
 from tasks.hardware import Profile
+from tasks.quantization.fidelity import Fidelity
 from tasks.quantization.forms import weight_bits
 from tasks.quantization.readiness import not_ready
 from tasks.quantization.search import Exam, quantise
@@ -22,7 +23,8 @@ from tasks.runtimes.interface import missing
 
 MARGIN = 1.05
 """Times faster that an engine must be than one listed before it: less is noise."""
-KEPT = ("accuracy", "kl", "flip_rate", "drop")
+KEPT = tuple(field.name for field in fields(Fidelity))
+"""Of a record, what a form lost."""
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,8 @@ def build(
         say(f"quantize: {runtime}: {absent}; ONNX Runtime answers for it, unmeasured in speed")
     record = quantise(exam, model, form, fit, say=say, runtime="onnxruntime" if absent else runtime)
     refused = not_ready(onnx.load(model)) if runtime == "tensorrt" else []
-    kept = form.scheme == "none" or (
-        record["drop"] <= config.max_loss + 1e-9
-        and 100 * record["flip_rate"] <= config.max_flips + 1e-9
-    )
+    lost = Fidelity(**{key: record[key] for key in KEPT})
+    kept = form.scheme == "none" or lost.within(config.max_loss, config.max_flips)
     return Build(runtime, form, fit, model, record, kept and not refused, absent, refused)
 
 

@@ -32,7 +32,8 @@ from tasks.quantization.confidence import fit_temperature
 from tasks.quantization.export import TOLERANCE, exit_outputs
 from tasks.release.servable import Servable
 from tasks.release.stages import stage_names
-from tasks.runtimes.onnx import INPUTS, OnnxRuntime
+from tasks.runtimes.interface import INPUTS
+from tasks.runtimes.onnx import OnnxRuntime
 from tasks.training.exits import look
 
 

@@ -280,20 +280,13 @@ def _opened(folder: Path) -> Servable | None:
 
 def _timed(models: Mapping[str, Servable], asked: Sequence[str]) -> dict[str, np.ndarray]:
     """Times ``[blocks, calls]`` in ms of each model; the first block of all is a rehearsal."""
-    answerers = {name: _answerer(model) for name, model in models.items()}
+    answerers = {name: latency.answerer(model) for name, model in models.items()}
     first = latency.measure(answerers, asked, rounds=1, batches=[1], warmup=4, block=BLOCK)
     slowest_s = max(float(times[1].sum()) for times in first.timings.values()) / 1e3
     found = latency.measure(
         answerers, asked, rounds=blocks_for(slowest_s), batches=[1], warmup=1, block=BLOCK
     )
     return {name: times[1] for name, times in found.timings.items()}
-
-
-def _answerer(model: Servable) -> latency.Answerer:
-    def answer(batch: list[str], /) -> list[str]:
-        return [prediction.label for prediction in model.predict(batch)]
-
-    return answer
 
 
 def _timing(times: np.ndarray) -> Timing:

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-INPUTS = ("input_ids", "attention_mask")
-"""What any stage may take, beside what the one before it made."""
+from tasks.runtimes.interface import INPUTS
+
 NEVER = 1.0
 """The confidence at which every text goes to the end."""
 

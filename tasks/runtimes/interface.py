@@ -10,6 +10,8 @@ import numpy as np
 
 from tasks.processor import saturates
 
+INPUTS = ("input_ids", "attention_mask")
+"""What every graph takes, ``[batch, length]`` int64 each."""
 NAMES = ("onnxruntime", "openvino", "tensorrt")
 """All read the same ``model.onnx``; the first is always there."""
 

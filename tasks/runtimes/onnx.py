@@ -10,8 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from tasks.processor import saturates
-
-INPUTS = ("input_ids", "attention_mask")
+from tasks.runtimes.interface import INPUTS
 
 
 class OnnxRuntime:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-INPUTS = ("input_ids", "attention_mask")
+from tasks.runtimes.interface import INPUTS
 
 
 def missing() -> str | None:

@@ -20,8 +20,8 @@ import numpy as np
 from tasks.errors import UnavailableError
 from tasks.files import file_sha256
 from tasks.home import home
+from tasks.runtimes.interface import INPUTS
 
-INPUTS = ("input_ids", "attention_mask")
 PROFILES = (((1, 2), (1, 16), (1, 512)), ((2, 2), (8, 32), (64, 512)))
 """Smallest, likeliest and largest ``(batch, length)``: one text at a time, and batches."""
 WORKSPACE = 1 << 30

@@ -22,7 +22,7 @@ from tests.tiny_bundle import (
     TEXT,
     flip_byte,
     make_bundle,
-    make_documents,
+    register_tiny,
     registry_home,  # noqa: F401
     stillroom,
     template_store,  # noqa: F401
@@ -36,12 +36,8 @@ pytestmark = pytest.mark.usefixtures("registry_home")
 
 def put(tmp_path: Path, seed: int, *, layers: int = 0, limit: float | None = 1.5) -> Registered:
     """Register a bundle as a run would, with the limit of its params."""
-    bundle = tmp_path / f"bundle-{seed}"
-    if not bundle.exists():
-        make_bundle(bundle, seed=seed, layers=layers)
-    documents = make_documents(tmp_path / f"documents-{seed}", bundle)
     release = {} if limit is None else {"promotion": {"max_slowdown": limit}}
-    return registry.register(bundle, name=NAME, documents=documents, release=release, run_id=None)
+    return register_tiny(tmp_path, seed, release=release, name=NAME, layers=layers)
 
 
 def champion() -> int | None:

@@ -25,7 +25,7 @@ from tests.tiny_bundle import (
     TEXT,
     flip_byte,
     make_bundle,
-    make_documents,
+    register_tiny,
     registry_home,  # noqa: F401
     stillroom,
     template_store,  # noqa: F401
@@ -38,12 +38,8 @@ pytestmark = pytest.mark.usefixtures("registry_home")
 
 def put(tmp_path: Path, seed: int, *, name: str = NAME) -> Registered:
     """Register the bundle of a seed."""
-    bundle = tmp_path / f"bundle-{seed}"
-    if not bundle.exists():
-        make_bundle(bundle, seed=seed, name=name)
-    documents = make_documents(tmp_path / f"documents-{seed}", bundle)
     release = {"commit": "0" * 40, "dirty": False}
-    return registry.register(bundle, name=name, documents=documents, release=release, run_id=None)
+    return register_tiny(tmp_path, seed, release=release, name=name)
 
 
 def standing(name: str = NAME) -> tuple[int | None, int | None, int | None]:
