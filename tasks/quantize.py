@@ -81,7 +81,10 @@ def main(params: Params) -> Metrics:
         times = times_of(builds, validation.texts)
         served = choose(builds, times)
         shutil.copytree(served.model.parent, QUANTIZED, dirs_exist_ok=True)
-        quantisation = {**served.record, "runtimes": [made.as_dict() for made in builds]}
+        quantisation = {
+            **served.record, "runtime": served.runtime,
+            "runtimes": [made.as_dict() for made in builds],
+        }  # fmt: skip
     if len(builds) > 1:
         say(f"quantize: {served.runtime} serves")
     write_history("quantize", [])
