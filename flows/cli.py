@@ -278,8 +278,10 @@ def report(
 
 @app.command("compare-peers", epilog="Example: stillroom compare-peers --peer onnxruntime-int8")
 def compare_peers(
+    recipe: Recipe = None,
     workspace: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="A finished run; the checkout by default.")
+        Path | None,
+        typer.Option(metavar="DIR", help="A finished run; the recipe's or the checkout otherwise."),
     ] = None,
     peer: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="Only this one; may be repeated.")
@@ -294,8 +296,11 @@ def compare_peers(
     """
     from flows.compare_peers import run
 
-    place = workspace or _root()
-    raise typer.Exit(run(place, peers=list(peer or ()), split=split, write=write, as_json=as_json))
+    place = workspace or (None if recipe else _root())
+    wanted = list(peer or ())
+    raise typer.Exit(
+        run(place, recipe=recipe, peers=wanted, split=split, write=write, as_json=as_json)
+    )
 
 
 @app.command(epilog="Example: stillroom doctor --json")

@@ -1,6 +1,6 @@
 """The same teacher through other roads: what each gives in accuracy, bytes and time.
 
-    stillroom compare-peers --workspace var/workspaces/headline-1a2b3c4d
+    stillroom compare-peers --recipe headline
 
 Every peer is built and served by its own tools, in an environment of its own where its packages
 do not go with ours (``infra/peers/NAME.txt``); each is a process that answers texts and times its
@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from flows.console import Progress, load_offline_env
+from flows.workspace import resolve
 from tasks import home
 from tasks.errors import StillroomError, UnavailableError, UsageError
 from tasks.evaluation.latency import picked
@@ -49,13 +50,17 @@ BLOCK = 32
 """Calls that one makes before the next has its turn: infra/decisions/latency-in-blocks.md."""
 CHUNK = 256
 WARMUP = 16
-PLACE = "peers"
-"""The section of a page that the table goes to."""
+
+
+def place(recipe: str | None) -> str:
+    """The section of a page that the table goes to: each recipe's own."""
+    return f"peers-{recipe}" if recipe else "peers"
 
 
 def run(
-    workspace: Path,
+    workspace: Path | None = None,
     *,
+    recipe: str | None = None,
     peers: Sequence[str] = (),
     split: str = "test",
     write: Path | None = None,
@@ -63,8 +68,13 @@ def run(
 ) -> int:
     """What ``stillroom compare-peers`` does.
 
+    Args:
+        workspace: a finished run; None for the recipe's, or the checkout.
+
     Raises:
-        UsageError: an unknown peer or split, no finished run, or a page without markers.
+        UsageError: an unknown peer or split, a recipe beside a workspace, no finished run, or a
+            page without markers.
+        ParamsError: an unknown recipe.
         UnavailableError: ours fails; or a peer does, or its environment cannot be made, once the
             others' rows are printed and written.
     """
@@ -75,19 +85,25 @@ def run(
             f"{', '.join(PEERS if unknown else SPLITS)}",
             next_command="stillroom compare-peers --help",
         )
+    if recipe and workspace is not None:
+        raise UsageError(
+            "compare-peers: found --recipe and --workspace, expected one of them",
+            next_command=f"stillroom compare-peers --recipe {recipe}",
+        )
+    root = workspace or resolve(recipe).path
     if write is not None:
-        section(write, PLACE)
+        section(write, place(recipe))
     load_offline_env()  # mlflow reads it at import
     progress = Progress(to_stderr=as_json)
     names = [name for name in PEERS if not peers or name in (OURS, *peers)]
-    room = Room.of(workspace, split)
+    room = Room.of(root, split, recipe)
     if split == "test":
         count_opening(model_name(room.params), "compare-peers")
     found, lost = measure(room, names, progress)
     rows = [peer.row(room.labels) for peer in found]
     page = peers_markdown(rows, split, len(room.texts), missing=list(lost))
     if write is not None:
-        write_section(write, PLACE, page)
+        write_section(write, place(recipe), page)
     print(json.dumps({"rows": rows}, ensure_ascii=False) if as_json else page, flush=True)
     if lost:
         raise next(iter(lost.values()))
@@ -104,8 +120,11 @@ class Room:
     labels: np.ndarray
 
     @classmethod
-    def of(cls, root: Path, split: str) -> Room:
+    def of(cls, root: Path, split: str, recipe: str | None = None) -> Room:
         """Of a workspace or checkout.
+
+        Args:
+            recipe: what makes such a run, for who has none.
 
         Raises:
             UsageError: it holds no finished run.
@@ -117,7 +136,7 @@ class Room:
             if not path.exists():
                 raise UsageError(
                     f"{path}: found nothing, expected a finished run",
-                    next_command="stillroom compress",
+                    next_command="stillroom compress" + (f" --recipe {recipe}" if recipe else ""),
                 )
         table = pq.read_table(root / f"data/prepared/{split}.parquet")
         return cls(root, load(root / "params.yaml"), table["text"].to_pylist(),

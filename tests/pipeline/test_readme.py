@@ -24,10 +24,13 @@ AS_MAIN = ["stillroom", "compress", "--recipe", "smoke", "--set", "release.name=
 """What `make run` does, on a few hundred rows and under the name that the main job has."""
 HEADLINE = "stillroom ablate --recipe headline --technique none --seeds 3 --split test"
 PEERS = "stillroom compare-peers"
+ONE_PEER = ["--peer", "onnxruntime-int8"]
+"""The others install gigabytes."""
 OVERLAID = {
     "make run": [*AS_MAIN, "--promote"],
     HEADLINE: [*HEADLINE.split(), "--dry-run"],
-    PEERS: [*PEERS.split(), "--peer", "onnxruntime-int8"],  # the others install gigabytes
+    PEERS: [*PEERS.split(), *ONE_PEER],
+    f"{PEERS} --recipe headline": [*PEERS.split(), "--recipe", "smoke", *ONE_PEER],
 }
 BEFORE = {"stillroom rollback": [[*AS_MAIN, "--set", "quantize.per_channel=false", "--promote"]]}
 """A rollback needs a champion to go back to."""

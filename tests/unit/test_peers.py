@@ -116,6 +116,21 @@ def test_wrong_words(tmp_path: Path) -> None:
         compare_peers.run(tmp_path, split="train")
     with pytest.raises(UsageError, match="expected a finished run"):
         compare_peers.Room.of(tmp_path, "test")
+    with pytest.raises(UsageError, match="found --recipe and --workspace"):
+        compare_peers.run(tmp_path, recipe="smoke")
+
+
+def test_a_recipe_has_its_own_run_and_its_own_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STILLROOM_HOME", str(tmp_path))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- peers:begin -->\n<!-- peers:end -->\n", "utf-8")
+    with pytest.raises(UsageError, match="peers-smoke:begin"):
+        compare_peers.run(recipe="smoke", split="validation", write=page)
+    with pytest.raises(UsageError, match="workspaces/smoke-") as caught:
+        compare_peers.run(recipe="smoke", split="validation")
+    assert caught.value.next_command == "stillroom compress --recipe smoke"
 
 
 def test_every_peer_has_a_script_and_pins_are_exact() -> None:
