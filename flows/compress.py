@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -236,7 +237,7 @@ def judge(pipeline: Pipeline) -> None:
     if not gate.get("passed"):
         discard_bundle(pipeline.root)
         raise GateRefused(
-            refusal(gate), next_command="dvc metrics show, or read reports/summary.md"
+            refusal(gate), next_command=f"stillroom report --workspace {pipeline.root}"
         )
 
 
@@ -312,9 +313,19 @@ def run(
         raise UnavailableError(
             f"MLflow at {home.tracking_uri()}: this run's record is incomplete "
             f"({outcome['unrecorded'][0]}); its results stand",
-            next_command="stillroom compress  (finds nothing to do, and records what is missing)",
+            next_command=again(recipe, overrides, workspace)
+            + "  # finds nothing to do, and records what is missing",
         )
     return 0
+
+
+def again(recipe: str | None, overrides: Sequence[str], workspace: str | Path | None) -> str:
+    """The command that runs the same once more."""
+    words = ["stillroom", "compress"]
+    words += ["--recipe", recipe] if recipe else []
+    words += [word for setting in overrides for word in ("--set", setting)]
+    words += ["--workspace", str(workspace)] if workspace else []
+    return shlex.join(words)
 
 
 def plan(pipeline: Pipeline) -> str:
@@ -343,7 +354,8 @@ def _in_prefect(
         if not server.alive() or "Failed to reach API" in str(error):
             raise UnavailableError(
                 f"Prefect at {server.url}: went away during the run ({type(error).__name__})",
-                next_command="stillroom compress  (goes on where this one stopped)",
+                next_command=again(recipe, overrides, workspace)
+                + "  # goes on where this one stopped",
             ) from error
         raise
     finally:

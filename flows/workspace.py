@@ -35,7 +35,10 @@ OWN = ("params.yaml", "dvc.lock", "metrics", "reports", ".dvc/config.local")
 NOT_SOURCE = (".git", ".venv", "var", ".dvc/cache", ".dvc/tmp", "__pycache__")
 USER_PATHS = ("data.train", "data.validation", "data.test", "data.unlabelled",
               "data.elsewhere.path", "teacher.path",
-              "teach.teachers", "distill.student.path", "distill.student.run")  # fmt: skip
+              "teach.teachers", "distill.student.path", "distill.student.run",
+              "evaluation.counterfactual")  # fmt: skip
+SWAPS = "infra/counterfactual.yaml"
+"""What `evaluation.counterfactual` is where the user has no list of their own."""
 RECOVERED = Path("data/models/finetune")
 """In a workspace: what a further run starts from."""
 
@@ -143,7 +146,7 @@ def absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
         for section in sections:
             found = found.get(section) if isinstance(found, dict) else None
         value = found.get(key) if isinstance(found, dict) else None
-        if isinstance(value, str) and value and value not in PLACEHOLDERS:
+        if isinstance(value, str) and value and value not in (*PLACEHOLDERS, SWAPS):
             path = base / Path(value).expanduser()
             if name == "distill.student.run" and (path / RECOVERED).is_dir():
                 path = path / RECOVERED  # a workspace changes as a whole, its model does not
@@ -175,6 +178,8 @@ def check_user_files(params: Params) -> None:
     student = params.distill.student
     if student.source in ("path", "run"):
         wanted[f"distill.student.{student.source}"] = getattr(student, student.source)
+    if params.evaluation.counterfactual != SWAPS:
+        wanted["evaluation.counterfactual"] = params.evaluation.counterfactual
     for name, value in wanted.items():
         if not value or value in PLACEHOLDERS:
             found = "nothing given"
@@ -184,6 +189,7 @@ def check_user_files(params: Params) -> None:
             continue
         file = name.startswith("data.")
         kind = "a CSV, TSV, JSONL or Parquet file" if file else "a folder"
+        kind = f"a YAML file like {SWAPS}" if name == "evaluation.counterfactual" else kind
         raise DataError(
             f"{name}: found {found}, expected {kind}",
             next_command=f"stillroom compress --set {name}=PATH",

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from flows import workspace as ws
+from flows.compress import again
 from tasks import home
 from tasks.errors import DataError, ParamsError, UsageError
 
@@ -200,3 +201,25 @@ def test_a_mirror_that_was_cut_off_is_completed(checkout: Path) -> None:
     ws.prepare("small")
     assert (root / "tasks" / "code.py").exists()
     assert (root / "params.yaml").exists()
+
+
+def test_a_list_of_swaps_of_ones_own(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="counterfactual: found nothing at typo"):
+        ws.resolve(overrides=["evaluation.counterfactual=typo.yaml"])
+    elsewhere = checkout.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "swaps.yaml").write_text("pairs: [[he, she]]\n", "utf-8")
+    monkeypatch.chdir(elsewhere)
+    run = ws.resolve(overrides=["evaluation.counterfactual=swaps.yaml"])
+    assert run.params.evaluation.counterfactual == str(elsewhere / "swaps.yaml")
+    plain = ws.resolve(overrides=["seed=3"]).params.evaluation.counterfactual
+    assert plain == ws.SWAPS, "the default is the tree's own, in every workspace"
+
+
+def test_the_same_command_once_more_can_be_typed() -> None:
+    assert again(None, (), None) == "stillroom compress"
+    words = again("smoke", ["quantize.runtimes=[onnxruntime, openvino]"], "a b")
+    assert words == (
+        "stillroom compress --recipe smoke --set 'quantize.runtimes=[onnxruntime, openvino]' "
+        "--workspace 'a b'"
+    )
