@@ -23,6 +23,7 @@ from tasks.modeling.checkpoint import (
     parameters,
     save_checkpoint,
 )
+from tasks.modeling.surgery import positions_needed
 from tasks.paths import (
     LABELS,
     PRETRAINED,
@@ -43,6 +44,7 @@ def main(params: Params) -> Metrics:
     labels = read_labels(LABELS)
     training = params.teacher.training
     model = beginning(labels, training.dropout, params.seed)
+    positions_needed(model, params.data.max_length)  # refused before training, if there are fewer
     tokenizer = read_tokenizer(PRETRAINED, params.data.max_length)
     validation = read_split(VALIDATION)
     say(f"baseline: fine-tuning {parameters(model) / 1e6:.1f} M parameters")

@@ -223,11 +223,12 @@ def fold_of(
         DataError: a class has fewer rows than there are folds.
     """
     counts = frame["label"].value_counts()
-    if counts.min() < folds:
+    fewest = int(counts.min())
+    if fewest < folds:
         raise DataError(
-            f"data.folds: found {folds}, and class {counts.idxmin()!r} has {counts.min()} rows; "
+            f"data.folds: found {folds}, and class {counts.idxmin()!r} has {fewest} rows; "
             "expected a row in each fold",
-            next_command=f"stillroom compress --set data.folds={max(int(counts.min()), 0)}",
+            next_command=f"stillroom compress --set data.folds={fewest if fewest > 1 else 0}",
         )
     cut = StratifiedKFold(folds, shuffle=True, random_state=seed)
     train, validation = list(cut.split(frame["text"], frame["label"]))[which]

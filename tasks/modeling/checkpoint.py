@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
@@ -106,7 +107,7 @@ def load_checkpoint(folder: Path, *, dropout: float = 0.0) -> PreTrainedModel:
     try:
         reshape(model, read_shapes(folder), read_model_shape(folder))
         model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (RuntimeError, ValueError, IndexError, SafetensorError) as error:
         raise IntegrityError(
             f"{folder}: weights do not fit surgery.json ({str(error).splitlines()[-1].strip()})",
             next_command="dvc checkout",

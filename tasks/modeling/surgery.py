@@ -244,17 +244,38 @@ def keep_vocabulary(model: nn.Module, keep: Sequence[int], *, pad: int) -> None:
     config.vocab_size, config.pad_token_id = len(which), pad
 
 
-def keep_positions(model: nn.Module, length: int) -> None:
-    """Keep the position rows that texts of at most `length` pieces can reach.
+def positions_needed(model: nn.Module, length: int) -> int:
+    """Rows of the position table that texts of `length` pieces reach; 0 if positions are rotary.
 
-    Rotary positions have no rows: nothing happens.
+    Raises:
+        ParamsError: the table has fewer.
     """
     embeddings, arch = embeddings_of(model), architecture_of(model)
     if "position_embeddings" not in arch.tables:
-        return
-    old = embeddings.position_embeddings
+        return 0
+    rows = embeddings.position_embeddings.num_embeddings
     before = embeddings.padding_idx + 1 if arch.positions_after_padding else 0
-    count = min(length + before, old.num_embeddings)
+    if length + before > rows:
+        places = rows - before
+        raise ParamsError(
+            f"data.max_length: found {length}, expected at most {places}, the positions that this "
+            f"{model.config.model_type} has learned",  # type: ignore[union-attr]
+            next_command=f"stillroom compress --set data.max_length={places}",
+        )
+    return length + before
+
+
+def keep_positions(model: nn.Module, length: int) -> None:
+    """Keep the position rows that texts of at most `length` pieces can reach.
+
+    Raises:
+        ParamsError: there are fewer rows than such texts need.
+    """
+    count = positions_needed(model, length)
+    if not count:
+        return
+    embeddings = embeddings_of(model)
+    old = embeddings.position_embeddings
     embeddings.position_embeddings = table(old.weight.data[:count], padding=old.padding_idx)
     embeddings.position_ids = embeddings.position_ids[:, :count].clone()
     if hasattr(embeddings, "token_type_ids"):

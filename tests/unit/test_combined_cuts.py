@@ -163,7 +163,17 @@ def cut_once(kind: str, seed: int, model: nn.Module, masked: Masked) -> None:
         keep_vocabulary(model, keep, pad=model.config.pad_token_id)
         masked.words = masked.words[keep]
     elif kind == "positions":
-        keep_positions(model, rng.randint(LENGTH, 30))
+        keep_positions(model, rng.randint(LENGTH, longest_text(model)))
+
+
+def longest_text(model: nn.Module) -> int:
+    """Pieces of the longest text that the positions left are enough for."""
+    first = (
+        embeddings_of(model).padding_idx + 1
+        if architecture_of(model).positions_after_padding
+        else 0
+    )
+    return int(model.config.max_position_embeddings) - first
 
 
 def answers(model: nn.Module, masked: Masked) -> tuple[torch.Tensor, torch.Tensor]:

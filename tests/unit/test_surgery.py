@@ -30,6 +30,7 @@ from tasks.modeling.surgery import (
     keep_neurons,
     keep_positions,
     keep_vocabulary,
+    positions_needed,
     shapes_of,
 )
 from tasks.pruning.width import LayerPlan, apply
@@ -116,6 +117,18 @@ def test_positions_out_of_reach_change_nothing(model: torch.nn.Module) -> None:
     torch.testing.assert_close(answer(cut), answer(model), atol=0, rtol=0)
 
 
+def test_texts_longer_than_the_positions_are_refused(model: torch.nn.Module) -> None:
+    if not architecture_of(model).tables:  # rotary positions have no end
+        assert positions_needed(model, 1000) == 0
+        return
+    most = 40 - (2 if architecture_of(model).positions_after_padding else 0)
+    assert positions_needed(model, most) == 40
+    with pytest.raises(
+        ParamsError, match=rf"data\.max_length: found {most + 1}, expected at most {most}"
+    ):
+        keep_positions(clone(model), most + 1)
+
+
 def test_vocabulary_rows_move_with_their_ids(model: torch.nn.Module) -> None:
     kept = [0, 1, *range(5, PIECES)]
     cut = clone(model)
@@ -126,6 +139,15 @@ def test_vocabulary_rows_move_with_their_ids(model: torch.nn.Module) -> None:
     with torch.inference_mode():
         found = cut(input_ids=moved, attention_mask=mask).logits
     torch.testing.assert_close(found, answer(model), atol=1e-6, rtol=0)
+
+
+def test_a_truncated_weights_file_is_refused(model: torch.nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    save_checkpoint(clone(model), tmp_path / "saved", parent=tmp_path, step={})
+    weights = tmp_path / "saved" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(IntegrityError, match=r"saved: .*\n.*dvc checkout"):
+        load_checkpoint(tmp_path / "saved")
 
 
 def test_weights_that_do_not_fit_are_refused(model: torch.nn.Module, tmp_path: Path) -> None:
