@@ -25,6 +25,8 @@ import yaml
 
 from tasks import home
 from tasks.errors import DataError, ParamsError, UnavailableError, UsageError
+from tasks.evaluation.swaps import OURS as SWAPS
+from tasks.evaluation.swaps import read_swaps
 from tasks.params import assignment, fingerprint, nested, overlay, parse, read_yaml
 from tasks.paths import PLACEHOLDERS
 from tasks.schema import Params
@@ -37,8 +39,6 @@ USER_PATHS = ("data.train", "data.validation", "data.test", "data.unlabelled",
               "data.elsewhere.path", "teacher.path",
               "teach.teachers", "distill.student.path", "distill.student.run",
               "evaluation.counterfactual")  # fmt: skip
-SWAPS = "infra/counterfactual.yaml"
-"""What `evaluation.counterfactual` is where the user has no list of their own."""
 RECOVERED = Path("data/models/finetune")
 """In a workspace: what a further run starts from."""
 
@@ -178,8 +178,9 @@ def check_user_files(params: Params) -> None:
     student = params.distill.student
     if student.source in ("path", "run"):
         wanted[f"distill.student.{student.source}"] = getattr(student, student.source)
-    if params.evaluation.counterfactual != SWAPS:
-        wanted["evaluation.counterfactual"] = params.evaluation.counterfactual
+    swaps = params.evaluation.counterfactual
+    if swaps != SWAPS:
+        wanted["evaluation.counterfactual"] = swaps
     for name, value in wanted.items():
         if not value or value in PLACEHOLDERS:
             found = "nothing given"
@@ -194,6 +195,8 @@ def check_user_files(params: Params) -> None:
             f"{name}: found {found}, expected {kind}",
             next_command=f"stillroom compress --set {name}=PATH",
         )
+    if (home.CHECKOUT / swaps).exists():
+        read_swaps(home.CHECKOUT / swaps)
 
 
 def typed(raw: Any, checked: Any) -> Any:

@@ -24,7 +24,7 @@ from tasks.paths import DISTILLED, METRICS, PRUNED, TEACHER, TEACHER_LOGITS, TRA
 from tasks.problems.classification import read_split, read_tokenizer
 from tasks.pruning.budget import Goal, target_counts
 from tasks.pruning.calibration import Calibration
-from tasks.pruning.depth import block_influence, plan_depth
+from tasks.pruning.depth import block_influence, plan_depth, require_one_left
 from tasks.pruning.importance import importance
 from tasks.pruning.look import look, point
 from tasks.pruning.sparsify import sparsify
@@ -48,6 +48,7 @@ def main(params: Params) -> Metrics:
         heat_map([], full, HEAT_MAP)
         return {"enabled": False, "file_bytes": checkpoint_bytes(PRUNED)}
     require_device(params.hardware)
+    require_one_left(len(full), config.drop_layers)
     tokenizer, validation = read_tokenizer(DISTILLED, limit), read_split(VALIDATION)
     calibration = Calibration(student, tokenizer, read_split(TRAIN), config.calibration_samples)
     before, trained = parameters(student), NOTHING

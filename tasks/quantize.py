@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,10 +21,9 @@ from tasks.modeling.exits import load_exits
 from tasks.paths import FINETUNED, QUANTIZED, TRAIN, VALIDATION
 from tasks.problems.classification import encode, logits_of, read_split, read_tokenizer
 from tasks.quantization.aware import train_aware
-from tasks.quantization.choice import Build, build, choose, form_for
+from tasks.quantization.choice import Build, better, build, choose, form_for
 from tasks.quantization.confidence import fit_temperature, fold_temperature
 from tasks.quantization.export import check_export, export_onnx, write_serving
-from tasks.quantization.fidelity import Fidelity
 from tasks.quantization.forms import precision, weight_bits
 from tasks.quantization.layers import weighted_nodes
 from tasks.quantization.search import Exam
@@ -34,7 +32,6 @@ from tasks.release.servable import Servable, artifact_sha256, file_bytes, file_h
 from tasks.schema import Params, Quantize
 from tasks.stage import Metrics, run, say, write_history
 
-TRAINED = "trained with simulated int8"
 TIMED_TEXTS = 200
 """Of validation, where engines are timed against each other."""
 
@@ -80,25 +77,27 @@ def main(params: Params) -> Metrics:
         ]
         times = times_of(builds, validation.texts)
         served = choose(builds, times)
+        write_history("quantize", [])
         shutil.copytree(served.model.parent, QUANTIZED, dirs_exist_ok=True)
+        tried = served.record["tried"]
+        if wants_training(served) and not exits:
+            target = Path(room) / "trained.onnx"
+            texts = calibration_texts(config, params.seed)
+            fidelity, cooled = train_aware(
+                params, target, tokenizer, validation, exam.exact, texts, served
+            )
+            trained = served.retrained(fidelity, target)
+            tried = trained.record["tried"]
+            if better(served, trained) is trained:
+                builds = [trained if made is served else made for made in builds]
+                served, temperature = trained, cooled
+                shutil.copyfile(target, QUANTIZED / "model.onnx")
         quantisation = {
-            **served.record, "runtime": served.runtime,
+            **served.record, "tried": tried, "runtime": served.runtime,
             "runtimes": [made.as_dict() for made in builds],
         }  # fmt: skip
     if len(builds) > 1:
         say(f"quantize: {served.runtime} serves")
-    write_history("quantize", [])
-    if wants_training(served.config, quantisation) and not exits:
-        trained = QUANTIZED / "trained.onnx"
-        fidelity, cooled = train_aware(
-            params, trained, tokenizer, validation, exam.exact,
-            calibration_texts(config, params.seed), served.answered_by,
-        )  # fmt: skip
-        quantisation = better(quantisation, fidelity, trained.stat().st_size)
-        if quantisation["action"] == TRAINED:
-            trained.replace(QUANTIZED / "model.onnx")
-            temperature = cooled
-        trained.unlink(missing_ok=True)
 
     depth: Metrics = {}
     if exits:
@@ -160,20 +159,10 @@ def calibration_texts(config: Quantize, seed: int) -> list[str]:
     return [texts[i] for i in sorted(picked)]
 
 
-def wants_training(config: Quantize, found: Mapping[str, Any]) -> bool:
+def wants_training(served: Build) -> bool:
     """Whether to train with simulated int8: asked for, or int8 alone has missed the budget."""
-    mode, int8 = config.aware.mode, config.scheme in ("dynamic", "static")
-    return int8 and (mode == "always" or (mode == "auto" and len(found["tried"]) > 1))
-
-
-def better(found: Mapping[str, Any], fidelity: Fidelity, size: int) -> dict[str, Any]:
-    """The record with what training gave: taken where it lost less of the accuracy, or as much
-    in fewer bytes."""
-    tried = [*found["tried"], {"what": TRAINED, **fidelity.as_dict(), "bytes": size}]
-    kept = {**found, "tried": tried}
-    if (fidelity.drop, size) < (found["drop"], found["tried"][-1]["bytes"]):
-        return {**kept, **fidelity.as_dict(), "kept_float": [], "action": TRAINED}
-    return kept
+    mode, int8 = served.config.aware.mode, served.config.scheme in ("dynamic", "static")
+    return int8 and (mode == "always" or (mode == "auto" and len(served.record["tried"]) > 1))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.schema_base import Count, Fraction, Layers, Section, Sha256, Training
+from tasks.schema_base import Count, Fraction, Section, Sha256, SomeLayers, Training
 from tasks.schema_serving import (
     Aware,
     Calibration,
@@ -218,11 +218,11 @@ class Distill(Distillation):
 
     enabled: bool
     student: Student
-    layers: Layers
+    layers: SomeLayers
     """Indices of the source's layers that the student starts with; `fresh` and `run` have their
     own."""
     vocabulary: Vocabulary
-    assistants: tuple[Layers, ...] = Field(strict=False)
+    assistants: tuple[SomeLayers, ...] = Field(strict=False)
     """Layers of models between teacher and student, each trained from the one before."""
     students: Annotated[int, Field(ge=1, le=20)]
     """Students of several seeds whose weights are averaged."""

@@ -16,6 +16,7 @@ from sklearn.metrics import roc_auc_score
 from tasks.evaluation.perturbations import PERTURBATIONS, perturbed
 from tasks.evaluation.quality import log_softmax
 from tasks.evaluation.statistics import paired_bootstrap
+from tasks.evaluation.swaps import Swaps
 
 Logits = Callable[[Sequence[str]], np.ndarray]
 SLICE_ROWS = 20
@@ -117,20 +118,18 @@ def length_terciles(texts: Sequence[str]) -> list[str]:
 
 
 def counterfactuals(
-    teacher: Logits, candidate: Logits, texts: Sequence[str], swaps: Mapping[str, Any]
+    teacher: Logits, candidate: Logits, texts: Sequence[str], swaps: Swaps
 ) -> list[dict[str, Any]]:
     """How often an answer changes with a word that ought not to matter.
 
-    Args:
-        swaps: ``pairs`` of words that are exchanged where they occur, and ``prefixes`` by
-            group, of which every text gets each pair's two in turn.
+    Of a group of prefixes every text gets the two of one pair, each pair in turn.
     """
     rows = []
-    pairs = {a: b for one, other in swaps.get("pairs", []) for a, b in ((one, other), (other, one))}
+    pairs = {a: b for one, other in swaps.pairs for a, b in ((one, other), (other, one))}
     changed = [(t, s) for t in texts if (s := swapped(t, pairs)) != t]
     if changed:
         rows.append(_flip_rates("words swapped where they occur", changed, teacher, candidate))
-    for name, group in swaps.get("prefixes", {}).items():
+    for name, group in swaps.prefixes.items():
         both = [(f"{a} {t}", f"{b} {t}") for (a, b), t in
                 zip(_around(group, len(texts)), texts, strict=True)]  # fmt: skip
         rows.append(_flip_rates(name, both, teacher, candidate))

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import yaml
 from tokenizers import Tokenizer
 
 from tasks.evaluation import behaviour
@@ -26,6 +25,7 @@ from tasks.evaluation.comparison import (
     reliability,
 )
 from tasks.evaluation.statistics import ClassDrops
+from tasks.evaluation.swaps import read_swaps
 from tasks.schema import Evaluation
 
 LONG_TEXTS = 128
@@ -97,7 +97,7 @@ def from_behaviour(
         array[::step][: config.evidence_texts]
         for array in (answers.labels, answers.teacher, answers.candidate)
     )
-    swaps = yaml.safe_load(Path(config.counterfactual).read_text("utf-8"))
+    swaps = read_swaps(Path(config.counterfactual))
     unknown = tokenizer.token_to_id("[UNK]") or tokenizer.token_to_id("<unk>")
 
     def pieces(text: str) -> list[int]:
@@ -125,7 +125,7 @@ def from_behaviour(
             teacher, candidate, texts[:LONG_TEXTS], labels[:LONG_TEXTS],
             lambda text: len(pieces(text)) + 2, max_length,
         ),
-        "scripts": behaviour.scripts(candidate, swaps.get("scripts", {}), unknown_share),
+        "scripts": behaviour.scripts(candidate, swaps.scripts, unknown_share),
     }  # fmt: skip
 
 

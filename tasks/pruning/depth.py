@@ -60,10 +60,15 @@ def plan_depth(influence: torch.Tensor, drop: int) -> tuple[int, ...]:
     Raises:
         ParamsError: no layer would be left.
     """
-    if not 0 <= drop < len(influence):
-        raise ParamsError(
-            f"prune.drop_layers: found {drop}, expected 0 to {len(influence) - 1}: "
-            f"the model has {len(influence)} layers and one has to stay",
-            next_command=f"stillroom compress --set prune.drop_layers={len(influence) - 1}",
-        )
+    require_one_left(len(influence), drop)
     return keep_best(influence, len(influence) - drop)
+
+
+def require_one_left(layers: int, drop: int) -> None:
+    """Refuse to drop every layer."""
+    if not 0 <= drop < layers:
+        raise ParamsError(
+            f"prune.drop_layers: found {drop}, expected 0 to {layers - 1}: "
+            f"the model has {layers} layers and one has to stay",
+            next_command=f"stillroom compress --set prune.drop_layers={layers - 1}",
+        )

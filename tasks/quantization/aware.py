@@ -14,11 +14,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tasks.evaluation.quality import quality
-from tasks.hardware import PROFILES
 from tasks.modeling.architecture import architecture_of
 from tasks.modeling.checkpoint import load_checkpoint
 from tasks.paths import FINETUNED, TEACHER, TEACHER_LOGITS
 from tasks.problems.classification import Split, encode, logits_of, pad
+from tasks.pruning.sparsity import KeepZeros
+from tasks.quantization.choice import Build
 from tasks.quantization.confidence import fit_temperature, fold_temperature
 from tasks.quantization.export import export_onnx
 from tasks.quantization.fake import Grid, prepare, settle
@@ -37,7 +38,7 @@ def train_aware(
     validation: Split,
     exact: np.ndarray,
     texts: list[str],
-    runtime: str,
+    served: Build,
 ) -> tuple[Fidelity, float]:
     """Train a quantised twin of the recovered model and write its graph; its fidelity.
 
@@ -45,12 +46,12 @@ def train_aware(
         target: where the Q/DQ graph goes.
         exact: logits ``[texts, classes]`` of the fp32 form on validation.
         texts: training texts, for the first ranges.
-        runtime: the engine that serves.
+        served: the form that post-training quantisation gave, for the same engine.
 
     Returns:
         What it answers as served, and the temperature that is folded into it.
     """
-    config, profile = params.quantize.aware, PROFILES[params.hardware.profile]
+    config, profile = params.quantize.aware, served.profile
     require_device(params.hardware)
     model = load_checkpoint(FINETUNED, dropout=config.training.dropout)
     pad_id: int = model.config.pad_token_id
@@ -60,9 +61,10 @@ def train_aware(
         model, params.finetune, config.training, stage="quantize", tokenizer=tokenizer,
         teacher=TEACHER, logits=TEACHER_LOGITS, hardware=params.hardware,
         max_length=params.data.max_length, seed=params.seed + params.student_seed,
+        callbacks=[KeepZeros()],
     )  # fmt: skip
     discard_checkpoints("quantize")
-    model.eval().cpu()
+    model.eval()
     # one by one is how it is served, but ranges are fixed: a batch answers alike
     simulated = logits_of(model, tokenizer, validation.texts)
     grids = settle(model)
@@ -77,11 +79,11 @@ def train_aware(
         export_onnx(model, graph, max_length=params.data.max_length)
         write_grids(graph, target, model, grids)
     ids = encode(tokenizer, validation.texts)
-    served = logits_one_by_one(target, ids, weight_bits=7 if profile.reduce_range else 8,
-                               runtime=runtime)  # fmt: skip
-    found = quality(served, validation.labels)["accuracy"]
+    answers = logits_one_by_one(target, ids, weight_bits=7 if profile.reduce_range else 8,
+                                runtime=served.answered_by)  # fmt: skip
+    found = quality(answers, validation.labels)["accuracy"]
     say(f"quantize: trained with simulated int8: accuracy {found:.4f} on validation")
-    return compare(exact, served, validation.labels), temperature
+    return compare(exact, answers, validation.labels), temperature
 
 
 def _cooled(grid: Grid, temperature: float) -> Grid:

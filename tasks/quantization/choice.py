@@ -18,11 +18,12 @@ from tasks.hardware import Profile
 from tasks.quantization.fidelity import Fidelity
 from tasks.quantization.forms import weight_bits
 from tasks.quantization.readiness import not_ready
-from tasks.quantization.search import Exam, quantise
+from tasks.quantization.search import Exam, attempt, quantise
 from tasks.runtimes.interface import missing
 
 MARGIN = 1.05
 """Times faster that an engine must be than one listed before it: less is noise."""
+TRAINED = "trained with simulated int8"
 KEPT = tuple(field.name for field in fields(Fidelity))
 """Of a record, what a form lost."""
 
@@ -43,6 +44,15 @@ class Build:
     """Why this machine could not run it; None where it did."""
     refused: Sequence[str] = ()
     """What `not_ready` holds against the graph, for TensorRT."""
+
+    def retrained(self, fidelity: Fidelity, model: Path) -> Build:
+        """The form for the same engine that training with simulated int8 gave."""
+        found = {**fidelity.as_dict(), "kept_float": [], "action": TRAINED}
+        tried = [*self.record["tried"], attempt(TRAINED, fidelity, model)]
+        return replace(
+            self, model=model, record={**self.record, **found, "tried": tried},
+            **judged(self.runtime, model, self.config, fidelity),
+        )  # fmt: skip
 
     @property
     def answered_by(self) -> str:
@@ -90,10 +100,28 @@ def build(
     if absent:
         say(f"quantize: {runtime}: {absent}; ONNX Runtime answers for it, unmeasured in speed")
     record = quantise(exam, model, form, fit, say=say, runtime="onnxruntime" if absent else runtime)
-    refused = not_ready(onnx.load(model)) if runtime == "tensorrt" else []
     lost = Fidelity(**{key: record[key] for key in KEPT})
-    kept = form.scheme == "none" or lost.within(config.max_loss, config.max_flips)
-    return Build(runtime, form, fit, model, record, kept and not refused, absent, refused)
+    return Build(
+        runtime, form, fit, model, record, absent=absent, **judged(runtime, model, form, lost)
+    )
+
+
+def judged(
+    runtime: str, model: Path, config: schema.Quantize, fidelity: Fidelity
+) -> dict[str, Any]:
+    """``within`` and ``refused`` of a build."""
+    refused = not_ready(onnx.load(model)) if runtime == "tensorrt" else []
+    kept = config.scheme == "none" or fidelity.within(config.max_loss, config.max_flips)
+    return {"within": kept and not refused, "refused": refused}
+
+
+def better(served: Build, trained: Build) -> Build:
+    """Which of two forms for one engine serves: the one that keeps the budget; of two that do, or
+    do not, the one that loses less of the accuracy, or as much in fewer bytes; else the first."""
+    return min(
+        served, trained,
+        key=lambda made: (not made.within, made.record["drop"], made.model.stat().st_size),
+    )  # fmt: skip
 
 
 def choose(builds: Sequence[Build], p50: Mapping[str, float]) -> Build:

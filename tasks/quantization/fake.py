@@ -79,7 +79,11 @@ class QuantLinear(nn.Linear):
             input, self.input_step, self.input_zero, self.input_low, self.input_high
         )
         w = LearnedRound.apply(
-            self.weight, self.weight_step, torch.zeros(1), -self.weight_high, self.weight_high
+            self.weight,
+            self.weight_step,
+            torch.zeros_like(self.input_zero),
+            -self.weight_high,
+            self.weight_high,
         )
         return nn.functional.linear(x, w, self.bias)
 
@@ -92,7 +96,11 @@ class QuantEmbedding(nn.Embedding):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         table = LearnedRound.apply(
-            self.weight, self.weight_step, torch.zeros(1), -TABLE_LEVELS, TABLE_LEVELS
+            self.weight,
+            self.weight_step,
+            torch.zeros_like(self.weight_step),
+            -TABLE_LEVELS,
+            TABLE_LEVELS,
         )
         return nn.functional.embedding(input, table, self.padding_idx)
 

@@ -65,10 +65,11 @@ def data_licence(data: Mapping[str, Any]) -> str:
     return UNKNOWN
 
 
-def weights_licence(teacher: Mapping[str, Any]) -> str:
-    """Licence of the pretrained weights, as far as their source tells."""
-    if teacher["source"] == "package":
-        return WEIGHT_LICENCES.get(teacher["package"]["name"], UNKNOWN)
+def weights_licence(model: Mapping[str, Any]) -> str:
+    """Licence of the pretrained weights of `teacher` or of `distill.student`, as far as their
+    source tells."""
+    if model["source"] == "package":
+        return WEIGHT_LICENCES.get(model["package"]["name"], UNKNOWN)
     return UNKNOWN
 
 
@@ -188,11 +189,14 @@ def _teacher(teacher: Mapping[str, Any]) -> str:
 
 
 def _licences(params: Mapping[str, Any]) -> str:
-    return (
-        "## Licences\n\n"
-        f"- Data: {data_licence(params['data'])}\n"
-        f"- Pretrained weights: {weights_licence(params['teacher'])}"
-    )
+    lines = [
+        f"- Data: {data_licence(params['data'])}",
+        f"- Pretrained weights: {weights_licence(params['teacher'])}",
+    ]
+    student = params["distill"]["student"]
+    if params["distill"]["enabled"] and student["source"] not in ("teacher", "fresh"):
+        lines.append(f"- Pretrained weights of the student: {weights_licence(student)}")
+    return "## Licences\n\n" + "\n".join(lines)
 
 
 def _files(manifest: Mapping[str, Any]) -> str:

@@ -63,7 +63,7 @@ def distil(
         teacher=teacher, max_length=max_length,
     )  # fmt: skip
     try:
-        return train(
+        trained = train(
             student,
             stage=stage,
             tokenizer=tokenizer,
@@ -77,6 +77,8 @@ def distil(
             part=part,
             curve=before.curve,
         )
+        student.cpu()  # a GPU trains; what follows measures and cuts beside its data
+        return trained
     finally:
         objective.close()
 

@@ -14,7 +14,7 @@ def rewound(original: schema.Training, recovery: schema.Training) -> schema.Trai
     A recovery that is longer than the original begins at the original's peak.
     """
     decay = original.epochs * (1.0 - original.warmup)
-    share = min(recovery.epochs / decay, 1.0)
+    share = min(recovery.epochs / decay, 1.0) if decay else 1.0  # it never came down
     return recovery.model_copy(
         update={"learning_rate": original.learning_rate * share, "warmup": 0.0}
     )

@@ -163,6 +163,7 @@ class StateMatching(nn.Module):
         self.hidden = nn.ModuleList(_projection(*widths) for _ in self.pairs if config.states)
         self.embeddings = _projection(*widths) if config.embeddings else None
         self.contrast = TextContrast(*widths) if config.contrastive else None
+        self._causal = architecture_of(student).causal, architecture_of(teacher).causal
         self._heads: list[list[int] | None] = [
             _same_heads(student, j, teacher, t) for j, t in enumerate(self.pairs)
         ]
@@ -224,8 +225,9 @@ class StateMatching(nn.Module):
                 terms["embeddings"] = embedding_distance(
                     self.embeddings(mine), theirs, words.shared
                 )
-            if self.contrast is not None:  # on what the classification head reads
-                mine, theirs = _hidden(student_out)[-1][:, 0], _hidden(teacher_out)[-1][:, 0]
+            if self.contrast is not None:
+                mine = _speaking(student_out, student_words, self._causal[0])
+                theirs = _speaking(teacher_out, teacher_words, self._causal[1])
                 terms["contrastive"] = self.contrast(mine.float(), theirs.detach().float())
         return terms
 
@@ -264,7 +266,8 @@ class StateMatching(nn.Module):
             if heads is None:
                 mine, theirs = mine.mean(1, keepdim=True), theirs.mean(1, keepdim=True)
             else:
-                theirs = theirs[:, heads]
+                each = mine.shape[1] // len(heads)  # with grouped queries several read one key
+                theirs = theirs.unflatten(1, (-1, each))[:, heads].flatten(1, 2)
             mine, theirs = words.pooled(mine, theirs, pool_attention)
             losses.append(map_distance(mine, theirs, words.shared))
         return torch.stack(losses).mean()
@@ -346,11 +349,32 @@ def _width(model: nn.Module) -> int:
 
 
 def _same_heads(student: Any, layer: int, teacher: Any, other: int) -> list[int] | None:
-    """Positions in the teacher's layer of the heads that the student has; None: incomparable."""
-    if student.config.num_attention_heads != teacher.config.num_attention_heads:
+    """Positions in the teacher's layer of the heads (with grouped queries: of the groups) that
+    the student has; None: incomparable."""
+    if _built_heads(student) != _built_heads(teacher):
         return None
     mine, theirs = shapes_of(student)[layer].heads, shapes_of(teacher)[other].heads
     return [theirs.index(head) for head in mine] if set(mine) <= set(theirs) else None
+
+
+def _built_heads(model: Any) -> tuple[int, int]:
+    """Queries and keys of a layer before any cut."""
+    queries = model.config.num_attention_heads
+    return queries, getattr(model.config, "num_key_value_heads", None) or queries
+
+
+def _speaking(out: SequenceClassifierOutput, words: torch.Tensor, causal: bool) -> torch.Tensor:
+    """The state that stands for a text ``[batch, channels]``: the first piece's, or the last
+    word's last piece's where a piece sees only those before it.
+
+    Args:
+        words: ``[batch, pieces]``, -1 where a piece is of no word.
+    """
+    last = _hidden(out)[-1]
+    if not causal:
+        return last[:, 0]
+    places = torch.arange(words.shape[1], device=words.device) * (words >= 0)
+    return last[torch.arange(len(last), device=words.device), places.amax(1)]
 
 
 def _log_relation(vectors: torch.Tensor, shared: torch.Tensor, heads: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from tasks.errors import DataError
 from tasks.evaluation import behaviour, comparison, perturbations
 from tasks.evaluation.energy import Energy
 from tasks.evaluation.evidence_markdown import SECTIONS, sections
@@ -19,9 +20,11 @@ from tasks.evaluation.latency import engine_ratio, grid
 from tasks.evaluation.payback import payback, stage_energy
 from tasks.evaluation.quality import ece
 from tasks.evaluation.statistics import ClassDrop, ClassDrops
+from tasks.evaluation.swaps import Swaps, read_swaps
 from tasks.release.servable import Servable
 from tests.tiny_bundle import make_bundle
 
+ROOT = Path(__file__).resolve().parents[2]
 GENERATOR = np.random.default_rng(5)
 WORDS = st.lists(st.text("abcdefghij", min_size=1, max_size=9), min_size=1, max_size=12)
 
@@ -130,6 +133,32 @@ def test_slices_by_hand() -> None:
     assert behaviour.length_terciles(["a", "a b", "a b c"]) == ["short", "medium", "long"]
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("pairs: [he, she", "expected ',' or ']'"),
+        ("pairs: [[he, she, it]]", "pairs.0"),
+        ("prefixes: {names: []}", "prefixes.names"),
+        ("pears: [[he, she]]", "pears: Extra inputs"),
+        ("[he, she]", "all of it"),
+    ],
+)
+def test_a_list_of_swaps_that_says_something_else_is_refused(
+    text: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "swaps.yaml").write_text(text, "utf-8")
+    with pytest.raises(DataError, match=r"evaluation\.counterfactual: found") as caught:
+        read_swaps(tmp_path / "swaps.yaml")
+    assert said in caught.value.message
+
+
+def test_the_projects_own_list_of_swaps_is_read() -> None:
+    swaps = read_swaps(ROOT / "infra" / "counterfactual.yaml")
+    assert ("he", "she") in swaps.pairs
+    assert {"age"} < set(swaps.prefixes)
+    assert "Greek" in swaps.scripts
+
+
 def test_swaps() -> None:
     assert behaviour.swapped("She lost his card", {"she": "he", "his": "her"}) == "he lost her card"
 
@@ -139,7 +168,7 @@ def test_swaps() -> None:
     def deaf(texts: Sequence[str]) -> np.ndarray:
         return logits_for([0] * len(texts))
 
-    swaps = {"pairs": [["he", "she"]], "prefixes": {"names": [["James", "Mary"]]}}
+    swaps = Swaps(pairs=[("he", "she")], prefixes={"names": [("James", "Mary")]})
     found = behaviour.counterfactuals(deaf, hears_names, ["is he there", "my card"], swaps)
     assert [row["n"] for row in found] == [1, 2]
     assert [row["candidate_flip_rate"] for row in found] == [0.0, 1.0]

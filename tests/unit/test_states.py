@@ -30,6 +30,7 @@ from tasks.training.states import (
     relation_heads,
     state_distance,
 )
+from tests.tiny_models import GROUPED, tiny
 
 PAD = {"bert": 0, "mpnet": 1}
 TERMS = ("states", "attention", "embeddings", "contrastive")
@@ -198,6 +199,26 @@ def test_texts_that_share_no_word_leave_no_nan() -> None:
     assert vectors.grad is not None
     assert torch.isfinite(vectors.grad).all()
     assert vectors.grad[1].abs().sum() == 0
+
+
+def test_groups_of_queries_are_compared_with_the_same_groups() -> None:
+    teacher = tiny(GROUPED)
+    keep_layers(teacher, [0])  # its input is the same on both sides
+    student = clone(teacher)
+    keep_heads(student, 0, [1, 3])
+    config, data = settings_of(attention=1.0), batch()
+    assert terms(student, teacher, config, data, data)["attention"] == 0
+    other = clone(teacher)
+    keep_heads(other, 0, [0, 2])
+    student.model.layers[0].load_state_dict(other.model.layers[0].state_dict())
+    assert terms(student, teacher, config, data, data)["attention"] > 1e-3
+
+
+def test_a_causal_model_speaks_with_its_last_word() -> None:
+    model, data = tiny("llama"), batch()
+    data[0][:, 0] = 7  # all begin alike, and the first piece sees nothing else
+    same = terms(model, model, settings_of(contrastive=1.0), data, data)["contrastive"].item()
+    assert abs(same - math.log(len(data[0]))) > 0.05
 
 
 def test_info_nce_by_hand() -> None:

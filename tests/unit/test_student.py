@@ -141,6 +141,8 @@ def test_rewinding_by_hand() -> None:
     original = parse(RAW).distill.training.model_copy(
         update={"epochs": 10.0, "warmup": 0.2, "learning_rate": 8e-4}
     )
+    for nothing in ({"epochs": 0.0}, {"warmup": 1.0}):  # it never came down from its peak
+        assert rewound(original.model_copy(update=nothing), original).learning_rate == 8e-4
     for epochs, rate in ((2.0, 2e-4), (8.0, 8e-4), (20.0, 8e-4)):
         recovery = original.model_copy(update={"epochs": epochs, "learning_rate": 1.0e-5})
         found = rewound(original, recovery)

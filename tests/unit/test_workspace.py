@@ -212,6 +212,9 @@ def test_a_list_of_swaps_of_ones_own(checkout: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(elsewhere)
     run = ws.resolve(overrides=["evaluation.counterfactual=swaps.yaml"])
     assert run.params.evaluation.counterfactual == str(elsewhere / "swaps.yaml")
+    (elsewhere / "swaps.yaml").write_text("pairs: [[he, she]", "utf-8")
+    with pytest.raises(DataError, match=r"swaps\.yaml, expected pairs, prefixes and scripts"):
+        ws.resolve(overrides=["evaluation.counterfactual=swaps.yaml"])
     plain = ws.resolve(overrides=["seed=3"]).params.evaluation.counterfactual
     assert plain == ws.SWAPS, "the default is the tree's own, in every workspace"
 
