@@ -303,12 +303,14 @@ def run(
                 _in_prefect(pipeline, server, recipe, tuple(overrides), workspace, promote)
         except GateRefused as error:
             refused = error
+        except StillroomError as error:
+            raise of_this_run(error, recipe, overrides, workspace) from error
         outcome["plumbing"] = plumbing(resolved.path, outcome["stages_run"])
     show(outcome, progress, resolved.path)
     if as_json:
         print(json.dumps(outcome), flush=True)
     if refused is not None:
-        raise refused
+        raise of_this_run(refused, recipe, overrides, workspace)
     if outcome["unrecorded"]:
         raise UnavailableError(
             f"MLflow at {home.tracking_uri()}: this run's record is incomplete "
@@ -326,6 +328,23 @@ def again(recipe: str | None, overrides: Sequence[str], workspace: str | Path | 
     words += [word for setting in overrides for word in ("--set", setting)]
     words += ["--workspace", str(workspace)] if workspace else []
     return shlex.join(words)
+
+
+def of_this_run(
+    error: StillroomError, recipe: str | None, overrides: Sequence[str], workspace: str | None
+) -> StillroomError:
+    """What a stage says with a next command that has this run's recipe and settings, too.
+
+    A stage knows the one key that it found wrong, not how the others came about.
+    """
+    words = shlex.split(error.next_command or "")
+    about_it = {"--recipe", "--workspace", "#", *overrides} & set(words)
+    if words[:2] != ["stillroom", "compress"] or about_it:
+        return error
+    said = {word.partition("=")[0] for word in words if "=" in word}
+    kept = [setting for setting in overrides if setting.partition("=")[0].strip() not in said]
+    command = " ".join([again(recipe, kept, workspace), shlex.join(words[2:])]).strip()
+    return type(error)(error.message, next_command=command)
 
 
 def plan(pipeline: Pipeline) -> str:

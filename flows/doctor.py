@@ -21,6 +21,7 @@ from typing import Any, Literal
 import psutil
 
 from flows.stack import answers
+from tasks.gpu import gpu_flags, gpus
 from tasks.hardware import PROFILES, detect_profile, profile_of
 from tasks.home import home, tracking_uri
 from tasks.processor import cpu_flags, native_bf16, saturates
@@ -33,6 +34,18 @@ DISK_BYTES = 1_000_000_000
 MEMORY_BYTES = 3_500_000_000
 """The largest stage, fine-tuning the teacher, held 1.8 GB, beside Prefect's server and MLflow."""
 PYTHON = (3, 11)
+REMOTE_S = 15
+ASK_REMOTE = """
+import urllib.error, urllib.request
+from dvc.repo import Repo
+remote = Repo().cloud.get_remote_odb()
+try:
+    if remote.path.startswith("http"):  # whose file system takes any trouble for an absent file
+        urllib.request.urlopen(remote.path, timeout=10)
+    remote.fs.info(remote.path)
+except (FileNotFoundError, urllib.error.HTTPError):
+    pass  # it answered; the first push makes the folder
+"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,8 @@ class Machine:
     locked_by: bool
     """Another process holds DVC's lock."""
     remote: str
+    remote_says: str
+    """What DVC's remote answered that it should not have; empty where it is well or none is set."""
     data: bool
     """Fetched files lie there already."""
     index: str
@@ -89,21 +104,24 @@ def look(root: Path) -> Machine:
     uri, api = tracking_uri(), os.environ.get("PREFECT_API_URL", "")
     data = (root / "data/raw").is_dir()
     told = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
+    remote = _said(["git", "config", "-f", ".dvc/config.local", "core.remote"], root) or _said(
+        ["git", "config", "-f", ".dvc/config", "core.remote"], root
+    )
     index = os.environ.get("PIP_INDEX_URL") or ("" if data else _said(told, root))
     return Machine(
         python=(int(platform.python_version_tuple()[0]), int(platform.python_version_tuple()[1])),
         locked=locked,
         installed={name: _installed(name) for name in (*locked, "torch")},
-        flags=cpu_flags(),
+        flags=cpu_flags() | gpu_flags(),
         cores=os.cpu_count() or 1,
         memory=psutil.virtual_memory().total,
         disk=shutil.disk_usage(root).free,
-        gpu=_gpu(),
+        gpu=", ".join(name for name, _ in gpus()),
         absent={name: missing(name, weight_bits=7) for name in NAMES},
         links=tuple(_links(root)),
         locked_by=_held(root / ".dvc/tmp/rwlock"),
-        remote=_said(["git", "config", "-f", ".dvc/config.local", "core.remote"], root)
-        or _said(["git", "config", "-f", ".dvc/config", "core.remote"], root),
+        remote=remote,
+        remote_says=_remote_says(root) if remote else "",
         data=data,
         index=index,
         index_answers=bool(index) and not data and answers(index),
@@ -159,8 +177,9 @@ def _packages(m: Machine, params: Params) -> Finding:
 
 def _profile(m: Machine, params: Params) -> Finding:
     here, wanted = profile_of(m.flags), params.hardware.profile
-    if here == wanted:
-        return Finding("profile", "ok", f"{here}, as hardware.profile says")
+    gpu = wanted.startswith("gpu-") and PROFILES[wanted].needs <= m.flags
+    if here == wanted or gpu:
+        return Finding("profile", "ok", f"{wanted}, as hardware.profile says")
     if PROFILES[wanted].needs <= m.flags:
         return Finding(
             "profile",
@@ -255,6 +274,9 @@ def _cache(m: Machine, params: Params) -> Finding:
         return Finding(
             "dvc", "problem", "another process is at work in this workspace", "cat .dvc/tmp/rwlock"
         )
+    if m.remote_says:
+        return Finding("dvc", "note", f"remote {m.remote} does not answer ({m.remote_says}): dvc "
+                       "push and dvc pull will fail", "dvc remote list")  # fmt: skip
     if {"hardlink", "reflink"} & set(m.links):
         return Finding(
             "dvc", "ok", f"the cache links ({', '.join(m.links)}), remote {m.remote or 'none'}"
@@ -331,13 +353,6 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _gpu() -> str:
-    if shutil.which("nvidia-smi") is None:
-        return ""
-    asked = ["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"]
-    return _said(asked, Path()).partition("\n")[0]
-
-
 def _said(command: list[str], root: Path) -> str:
     """Standard output of a command; empty where it fails."""
     try:
@@ -347,6 +362,17 @@ def _said(command: list[str], root: Path) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _remote_says(root: Path) -> str:
+    """Ask DVC's default remote for one name, as `dvc push` would begin; what went wrong."""
+    try:
+        done = subprocess.run([sys.executable, "-c", ASK_REMOTE], cwd=root, capture_output=True,
+                              text=True, timeout=REMOTE_S, check=False)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"nothing in {REMOTE_S} s"
+    said = done.stderr.strip().splitlines()
+    return " ".join(said[-1:])[:200] if done.returncode else ""
 
 
 def _links(root: Path) -> Iterator[str]:

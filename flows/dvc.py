@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -132,7 +133,7 @@ def reproduce(
                 on_line(line)
         code = process.wait()
     if code:
-        raise failure(stage, error_file, list(said))
+        raise failure(root, stage, error_file, list(said))
     return ran
 
 
@@ -164,7 +165,7 @@ def end_group(process: subprocess.Popen[Any]) -> None:
         process.stdout.close()
 
 
-def failure(stage: str, error_file: Path, said: list[str]) -> StillroomError:
+def failure(root: Path, stage: str, error_file: Path, said: list[str]) -> StillroomError:
     """The error a stage left behind, or one made of the last lines."""
     try:
         return from_dict(json.loads(error_file.read_text("utf-8")))
@@ -172,7 +173,7 @@ def failure(stage: str, error_file: Path, said: list[str]) -> StillroomError:
         pass
     return StillroomError(
         f"stage {stage}: failed without a word of its own\n    " + "\n    ".join(said),
-        next_command=f"dvc repro --single-item {stage}",
+        next_command=f"cd {shlex.quote(str(root))} && dvc repro --single-item {stage}",
     )
 
 
@@ -192,8 +193,9 @@ def held(root: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise UnavailableError(
-            f"{root}: another run is at work here ({_holder(holder)}), expected none",
-            next_command="wait for it, or stillroom compress --workspace DIR",
+            f"{root}: another run is at work here ({_holder(holder)}), expected none: wait for it, "
+            "or work in another folder",
+            next_command="stillroom compress --workspace DIR",
         ) from None
     try:
         now = datetime.now(UTC).isoformat(timespec="seconds")

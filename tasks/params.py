@@ -34,17 +34,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ParamsError(
             f"{path}: no such file, expected parameters in YAML",
-            next_command=f"git checkout {path.name}",
+            next_command=f"git checkout -- {path}",
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ParamsError(
-            f"{path}: found what is no YAML ({reason})", next_command=f"git checkout {path.name}"
+            f"{path}: found what is no YAML ({reason})", next_command=f"git checkout -- {path}"
         ) from None
     if not isinstance(content, dict):
         raise ParamsError(
             f"{path}: found {type(content).__name__}, expected a mapping of sections",
-            next_command=f"git checkout {path.name}",
+            next_command=f"git checkout -- {path}",
         )
     return content
 

@@ -108,7 +108,7 @@ class Judged:
             "(promotion.max_slowdown, as registered with the version or given here); "
             f"version {self.against} stays champion",
             next_command=f"stillroom promote --model {name} --version {version} "
-            f"--max-slowdown {enough:g}{' --yes' if yes else ''}  (accepts it, this once)",
+            f"--max-slowdown {enough:g}{' --yes' if yes else ''}  # accepts it, this once",
         )
 
     def sentence(self) -> str:
@@ -187,7 +187,7 @@ def recorded_limit(text: str | None) -> float | None:
     if not (math.isfinite(limit) and limit >= 0):
         raise IntegrityError(
             f"max_slowdown: found {text!r} in the registry, expected a number from 0",
-            next_command="stillroom compress  (registers the same bytes with the limit of today)",
+            next_command="stillroom compress  # registers the same bytes with the limit of today",
         )
     return limit or None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -21,7 +22,7 @@ GOOD = Machine(
     memory=16 * 10**9, disk=50 * 10**9, gpu="",
     absent={"onnxruntime": None, "openvino": None, "tensorrt": "no NVIDIA GPU"},
     links=("hardlink", "symlink"),
-    locked_by=False, remote="", data=False, index="", index_answers=False, mlflow="sqlite:///x",
+    locked_by=False, remote="", remote_says="", data=False, index="", index_answers=False, mlflow="sqlite:///x",
     mlflow_answers=True, prefect="", prefect_answers=True, chromium=True,
 )  # fmt: skip
 
@@ -70,6 +71,7 @@ def test_what_would_stop_the_main_job(check: str, changes: dict[str, Any], said:
         ("bfloat16", {"flags": frozenset({"sse2", "avx2"})}, "falls back to fp32"),
         ("int8", {"flags": frozenset({"sse2", "avx2"})}, "added in 16 bits"),
         ("dvc", {"links": ()}, "can only use copies"),
+        ("dvc", {"remote": "far", "remote_says": "refused"}, "remote far does not answer"),
         ("threads", {"cores": 1}, "the machine has 1 cores"),
         ("browser", {"chromium": False}, "skipped"),
     ],
@@ -90,6 +92,23 @@ def test_profiles() -> None:
     foreign = found("profile", vnni, flags=frozenset({"sse2", "avx2"}))
     assert "this machine is cpu-avx2" in foreign.found
     assert "answer alike" in foreign.found
+
+
+def test_a_gpu_has_a_profile_beside_the_processors() -> None:
+    gpu = settings("profile", "gpu-sm90")
+    assert found("profile", gpu, flags=GOOD.flags | {"sm90"}).level == "ok"
+    other = found("profile", gpu, flags=GOOD.flags | {"sm80"})
+    assert other.level == "note"
+    assert "bundles are built for gpu-sm90" in other.found
+
+
+@pytest.mark.parametrize(("url", "answers"), [("there", True), ("http://127.0.0.1:9/", False)])
+def test_whether_the_remote_answers(tmp_path: Path, url: str, answers: bool) -> None:
+    (tmp_path / ".dvc").mkdir()
+    config = f"[core]\n    no_scm = true\n    remote = far\n['remote \"far\"']\n    url = {url}\n"
+    (tmp_path / ".dvc" / "config").write_text(config, "utf-8")
+    said = doctor._remote_says(tmp_path)
+    assert (said == "") is answers, said
 
 
 def test_an_engine_is_missed_only_where_it_is_asked_for() -> None:

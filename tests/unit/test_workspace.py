@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from flows import workspace as ws
-from flows.compress import again
+from flows.compress import again, of_this_run
 from tasks import home
 from tasks.errors import DataError, ParamsError, UsageError
 
@@ -217,6 +217,22 @@ def test_a_list_of_swaps_of_ones_own(checkout: Path, monkeypatch: pytest.MonkeyP
         ws.resolve(overrides=["evaluation.counterfactual=swaps.yaml"])
     plain = ws.resolve(overrides=["seed=3"]).params.evaluation.counterfactual
     assert plain == ws.SWAPS, "the default is the tree's own, in every workspace"
+
+
+def test_a_stages_next_command_is_about_the_run_that_it_was_in() -> None:
+    def next_of(command: str | None, *run: object) -> str | None:
+        found = of_this_run(DataError("no", next_command=command), *run)
+        assert (type(found), found.message) == (DataError, "no")
+        return found.next_command
+
+    said = "stillroom compress --set 'distill.layers=[0, 2]'"
+    assert next_of(said, None, (), None) == said
+    assert next_of(said, "smoke", ("distill.layers=[9]", "seed=3"), "a b") == (
+        "stillroom compress --recipe smoke --set seed=3 --workspace 'a b' "
+        "--set 'distill.layers=[0, 2]'"
+    )
+    for other in (None, "dvc checkout", again("smoke", ("seed=3",), None) + "  # goes on"):
+        assert next_of(other, "smoke", ("seed=3",), None) == other
 
 
 def test_the_same_command_once_more_can_be_typed() -> None:
