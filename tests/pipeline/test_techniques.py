@@ -243,7 +243,7 @@ def test_early_exits_are_trained_and_served_in_stages(stage: Stage) -> None:
         stage("finetune", "exits.layers=[3]")
 
 
-@pytest.mark.parametrize("scheme", ["static", "weight_only", "half"])
+@pytest.mark.parametrize("scheme", ["static", "weight_only", "half", "bf16"])
 def test_every_form_is_served(stage: Stage, scheme: str) -> None:
     _, metrics = stage("quantize", f"quantize.scheme={scheme}", "quantize.sensitivity=false")
     assert metrics["quantisation"]["flip_rate"] < 0.1
