@@ -12,6 +12,7 @@ from torch import nn
 
 from tasks.quantization.fake import Grid
 from tasks.quantization.layers import Weighted, weighted_nodes
+from tasks.quantization.tables import drop_unused, store_table
 
 
 def write_grids(source: Path, target: Path, module: nn.Module, grids: Mapping[str, Grid]) -> None:
@@ -27,11 +28,16 @@ def write_grids(source: Path, target: Path, module: nn.Module, grids: Mapping[st
     for node in weighted_nodes(model, module):
         if node.layer not in grids:
             continue
-        write = _table if node.operator == "Gather" else _matrix
-        write(model.graph, node, grids[node.layer])
-    used = {name for node in model.graph.node for name in node.input}
-    for tensor in [t for t in model.graph.initializer if t.name not in used]:
-        model.graph.initializer.remove(tensor)
+        grid = grids[node.layer]
+        if node.operator == "Gather":
+            table = numpy_helper.to_array(
+                next(t for t in model.graph.initializer if t.name == node.weight)
+            )
+            scale = np.float32(grid.weight_scale.item())
+            store_table(model.graph, node, np.rint(table / scale), scale)
+        else:
+            _matrix(model.graph, node, grid)
+    drop_unused(model.graph)
     onnx.save(model, target)
 
 
@@ -62,22 +68,6 @@ def _matrix(graph: onnx.GraphProto, node: Weighted, grid: Grid) -> None:
     target.input[0], target.input[1] = f"{name}_input", f"{name}_matrix"
     for made in reversed(before):
         graph.node.insert(place, made)
-
-
-def _table(graph: onnx.GraphProto, node: Weighted, grid: Grid) -> None:
-    place = next(i for i, n in enumerate(graph.node) if n.name == node.node)
-    target, name = graph.node[place], node.node
-    array = numpy_helper.to_array(next(t for t in graph.initializer if t.name == node.weight))
-    scale = np.float32(grid.weight_scale.item())
-    _keep(graph, f"{name}_table", np.rint(array / scale).astype(np.int8))
-    _keep(graph, f"{name}_scale", np.array(scale))
-    _keep(graph, f"{name}_zero_point", np.array(0, np.int8))
-    target.input[0], target.output[0] = f"{name}_table", f"{name}_bytes"
-    scaled = helper.make_node(
-        "DequantizeLinear", [f"{name}_bytes", f"{name}_scale", f"{name}_zero_point"],
-        [node.output], name=f"{name}_dequantize",
-    )  # fmt: skip
-    graph.node.insert(place + 1, scaled)
 
 
 def _keep(graph: onnx.GraphProto, name: str, array: np.ndarray) -> None:
