@@ -196,9 +196,7 @@ def execute(results: Results, recipe_run: Workspace, progress: Progress) -> None
     if not any(one.figures for one in results.full):
         raise GateRefused(
             f"the full recipe has no figures to compare with: {results.full[0].note}",
-            next_command="stillroom ablate "
-            + (f"--recipe {asked.recipe} " if asked.recipe else "")
-            + "--set 'gate.stage_drop={distill: 100, prune: 100, finetune: 100}'",
+            next_command=asked.command("gate.stage_drop={distill: 100, prune: 100, finetune: 100}"),
         )
 
 

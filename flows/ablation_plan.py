@@ -42,6 +42,15 @@ class Asked:
     """Names of techniques; none at all means every one that is on."""
     split: str
 
+    def command(self, setting: str) -> str:
+        """The same once more with one setting changed."""
+        words = ["stillroom", "ablate", *(["--recipe", self.recipe] if self.recipe else [])]
+        for text in (*self.overrides, setting):
+            words += ["--set", text]
+        for name in self.wanted:
+            words += ["--technique", name]
+        return shlex.join([*words, "--seeds", str(self.seeds), "--split", self.split])
+
 
 @dataclass(frozen=True)
 class Job:

@@ -237,7 +237,8 @@ def judge(pipeline: Pipeline) -> None:
     if not gate.get("passed"):
         discard_bundle(pipeline.root)
         raise GateRefused(
-            refusal(gate), next_command=f"stillroom report --workspace {pipeline.root}"
+            refusal(gate),
+            next_command=f"stillroom report --workspace {shlex.quote(str(pipeline.root))}",
         )
 
 
@@ -290,61 +291,73 @@ def run(
         StillroomError: for the command line to print and to exit with its code; a
             refusal by the gate comes after table and JSON.
     """
-    resolved = resolve(recipe, overrides, workspace)
-    progress = Progress(to_stderr=as_json)
-    outcome: dict[str, Any] = {}
-    refused: GateRefused | None = None
-    with _terminable(), dvc.held(resolved.path):
-        server = stack.prefect_api()
-        try:
-            with opened(resolved, progress) as pipeline:
-                outcome = pipeline.outcome
-                progress.note(plan(pipeline))
-                _in_prefect(pipeline, server, recipe, tuple(overrides), workspace, promote)
-        except GateRefused as error:
-            refused = error
-        except StillroomError as error:
-            raise of_this_run(error, recipe, overrides, workspace) from error
-        outcome["plumbing"] = plumbing(resolved.path, outcome["stages_run"])
-    show(outcome, progress, resolved.path)
-    if as_json:
-        print(json.dumps(outcome), flush=True)
-    if refused is not None:
-        raise of_this_run(refused, recipe, overrides, workspace)
-    if outcome["unrecorded"]:
-        raise UnavailableError(
-            f"MLflow at {home.tracking_uri()}: this run's record is incomplete "
-            f"({outcome['unrecorded'][0]}); its results stand",
-            next_command=again(recipe, overrides, workspace)
-            + "  # finds nothing to do, and records what is missing",
-        )
+    with _about(recipe, overrides, workspace, promote):
+        resolved = resolve(recipe, overrides, workspace)
+        progress = Progress(to_stderr=as_json)
+        outcome: dict[str, Any] = {}
+        refused: GateRefused | None = None
+        with _terminable(), dvc.held(resolved.path):
+            server = stack.prefect_api()
+            try:
+                with opened(resolved, progress) as pipeline:
+                    outcome = pipeline.outcome
+                    progress.note(plan(pipeline))
+                    _in_prefect(pipeline, server, recipe, tuple(overrides), workspace, promote)
+            except GateRefused as error:
+                refused = error
+            outcome["plumbing"] = plumbing(resolved.path, outcome["stages_run"])
+        show(outcome, progress, resolved.path)
+        if as_json:
+            print(json.dumps(outcome), flush=True)
+        if refused is not None:
+            raise refused
+        if outcome["unrecorded"]:
+            raise UnavailableError(
+                f"MLflow at {home.tracking_uri()}: this run's record is incomplete "
+                f"({outcome['unrecorded'][0]}); its results stand",
+                next_command="stillroom compress"
+                "  # finds nothing to do, and records what is missing",
+            )
     return 0
 
 
-def again(recipe: str | None, overrides: Sequence[str], workspace: str | Path | None) -> str:
-    """The command that runs the same once more."""
-    words = ["stillroom", "compress"]
-    words += ["--recipe", recipe] if recipe else []
-    words += [word for setting in overrides for word in ("--set", setting)]
-    words += ["--workspace", str(workspace)] if workspace else []
-    return shlex.join(words)
+@contextlib.contextmanager
+def _about(
+    recipe: str | None, overrides: Sequence[str], workspace: str | None, promote: bool
+) -> Iterator[None]:
+    """Give errors a next command that has this run's recipe, settings and place, too.
+
+    Who raises one knows the key that it found wrong, not how the others came about.
+    """
+    try:
+        yield
+    except StillroomError as error:
+        command = of_this_run(error.next_command, recipe, overrides, workspace, promote)
+        if command == error.next_command:
+            raise
+        raise type(error)(error.message, next_command=command) from error
 
 
 def of_this_run(
-    error: StillroomError, recipe: str | None, overrides: Sequence[str], workspace: str | None
-) -> StillroomError:
-    """What a stage says with a next command that has this run's recipe and settings, too.
-
-    A stage knows the one key that it found wrong, not how the others came about.
-    """
-    words = shlex.split(error.next_command or "")
-    about_it = {"--recipe", "--workspace", "#", *overrides} & set(words)
-    if words[:2] != ["stillroom", "compress"] or about_it:
-        return error
+    command: str | None,
+    recipe: str | None,
+    overrides: Sequence[str] = (),
+    workspace: str | None = None,
+    promote: bool = False,
+) -> str | None:
+    """A ``stillroom compress …`` with what else the run was called with; others as they are."""
+    typed, remark, why = (command or "").partition("  # ")
+    words = shlex.split(typed) if typed.startswith("stillroom compress") else []
+    if words[:2] != ["stillroom", "compress"]:
+        return command
     said = {word.partition("=")[0] for word in words if "=" in word}
-    kept = [setting for setting in overrides if setting.partition("=")[0].strip() not in said]
-    command = " ".join([again(recipe, kept, workspace), shlex.join(words[2:])]).strip()
-    return type(error)(error.message, next_command=command)
+    more = ["--recipe", recipe] if recipe else []
+    for setting in overrides:
+        if setting.partition("=")[0].strip() not in said:
+            more += ["--set", setting]
+    more += ["--workspace", workspace] if workspace and "--workspace" not in words else []
+    more += ["--promote"] if promote else []
+    return shlex.join([*words[:2], *more, *words[2:]]) + remark + why
 
 
 def plan(pipeline: Pipeline) -> str:
@@ -373,8 +386,7 @@ def _in_prefect(
         if not server.alive() or "Failed to reach API" in str(error):
             raise UnavailableError(
                 f"Prefect at {server.url}: went away during the run ({type(error).__name__})",
-                next_command=again(recipe, overrides, workspace)
-                + "  # goes on where this one stopped",
+                next_command="stillroom compress  # goes on where this one stopped",
             ) from error
         raise
     finally:

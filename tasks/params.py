@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,19 +35,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ParamsError(
             f"{path}: no such file, expected parameters in YAML",
-            next_command=f"git checkout -- {path}",
+            next_command=_restored(path),
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ParamsError(
-            f"{path}: found what is no YAML ({reason})", next_command=f"git checkout -- {path}"
+            f"{path}: found what is no YAML ({reason})", next_command=_restored(path)
         ) from None
     if not isinstance(content, dict):
         raise ParamsError(
             f"{path}: found {type(content).__name__}, expected a mapping of sections",
-            next_command=f"git checkout -- {path}",
+            next_command=_restored(path),
         )
     return content
+
+
+def _restored(path: Path) -> str:
+    return f"git -C {shlex.quote(str(path.parent))} checkout -- {path.name}"
 
 
 def overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from torch import nn
 
 from tasks.errors import DataError
 from tasks.modeling.checkpoint import load_checkpoint
+from tasks.modeling.surgery import positions_needed
 from tasks.paths import TEACHER, TEACHER_LOGITS, TEACHERS, TRAIN, UNLABELLED
 from tasks.problems.augmentation import augment
 from tasks.problems.classification import logits_of, read_labels, read_tokenizer
@@ -93,7 +94,9 @@ def read_teacher(folder: Path, labels: Sequence[str], max_length: int) -> Teache
             next_command="stillroom compress --set teach.teachers=DIR",
         )
     columns = [own.index(label) for label in labels]
-    return Teacher(load_checkpoint(folder), read_tokenizer(folder, max_length), columns)
+    model = load_checkpoint(folder)
+    positions_needed(model, max_length)
+    return Teacher(model, read_tokenizer(folder, max_length), columns)
 
 
 def mean_logits(

@@ -165,9 +165,6 @@ def evidence() -> dict[str, Any]:
             ],
             "action": "one layer was kept in float, which brought the loss within the budget",
         },
-        "folds": [{"fold": 1, "teacher": 0.931, "candidate": 0.921},
-                  {"fold": 2, "teacher": 0.928, "candidate": 0.919}],
-        "seeds": None,
     }  # fmt: skip
 
 

@@ -50,7 +50,6 @@ def evidence_sections(evidence: Mapping[str, Any]) -> list[Section]:
         depth(evidence.get("adaptive_depth")),
         speed(evidence.get("latency"), evidence.get("engine")),
         energy_section(evidence.get("energy")),
-        repeats(evidence.get("folds"), evidence.get("seeds")),
     ]
     return [section for section in sections if section is not None]
 
@@ -351,20 +350,6 @@ def energy_section(found: Record | None) -> Section | None:
         ]  # fmt: skip
         body += pair(drawn, table("Energy of the pipeline", columns, stages, words=["method"]))
     return Section("energy", "Energy to solution", body) if body else None
-
-
-def repeats(folds: Sequence[Record] | None, seeds: Sequence[Record] | None) -> Section | None:
-    """The same again: other folds of the data, other seeds."""
-    body = ""
-    for name, found in (("fold", folds), ("seed", seeds)):
-        if found:
-            columns: list[Column] = [
-                (name, lambda r, name=name: str(r[name])),  # type: ignore[misc]
-                ("teacher", lambda r: percent(r["teacher"])),
-                ("candidate", lambda r: percent(r["candidate"])),
-            ]
-            body += table(f"Accuracy by {name}", columns, found)
-    return Section("repeats", "Once more", body) if body else None
 
 
 def _two_digits(value: float | None) -> str:

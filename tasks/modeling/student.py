@@ -14,7 +14,12 @@ from tasks import schema
 from tasks.errors import DataError, ParamsError
 from tasks.modeling.architecture import layers_of, set_sizes
 from tasks.modeling.checkpoint import load_checkpoint, load_pretrained, set_dropout
-from tasks.modeling.surgery import keep_layers, keep_positions, keep_vocabulary
+from tasks.modeling.surgery import (
+    keep_layers,
+    keep_positions,
+    keep_vocabulary,
+    positions_needed,
+)
 from tasks.modeling.vocabulary import trim
 
 
@@ -48,7 +53,7 @@ def begin(
         texts: training texts; their pieces are the vocabulary that is kept.
 
     Raises:
-        ParamsError: a layer that the source does not have.
+        ParamsError: a layer that the source does not have, or longer texts than it has positions.
         DataError: an earlier run's student knows other labels.
     """
     torch.manual_seed(seed)
@@ -58,6 +63,7 @@ def begin(
     if source == "run":  # it comes as it was cut
         require_labels(fetched, labels)
         model = load_checkpoint(fetched)
+        positions_needed(model, max_length)
         set_dropout(model, config.training.dropout)
         return Beginning(model, tokenizer_json, parent)
     if source == "teacher":

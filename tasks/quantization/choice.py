@@ -46,11 +46,15 @@ class Build:
     """What `not_ready` holds against the graph, for TensorRT."""
 
     def retrained(self, fidelity: Fidelity, model: Path) -> Build:
-        """The form for the same engine that training with simulated int8 gave."""
+        """The form for the same engine that training with simulated int8 gave: static Q/DQ.
+
+        Its record still has the layers that lost most before, since they are why it was made.
+        """
         found = {**fidelity.as_dict(), "kept_float": [], "action": TRAINED}
         tried = [*self.record["tried"], attempt(TRAINED, fidelity, model)]
         return replace(
-            self, model=model, record={**self.record, **found, "tried": tried},
+            self, config=self.config.model_copy(update={"scheme": "static"}), model=model,
+            record={**self.record, **found, "tried": tried},
             **judged(self.runtime, model, self.config, fidelity),
         )  # fmt: skip
 

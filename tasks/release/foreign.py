@@ -18,7 +18,8 @@ def foreign(profile: str, flags: Set[str] | None = None) -> str | None:
         flags = cpu_flags() | gpu_flags() if profile.startswith("gpu-") else cpu_flags()
     if profile not in PROFILES or PROFILES[profile].needs <= flags:
         return None
+    here = profile_of(flags, gpu=profile.startswith("gpu-"))
     return (
-        f"built for {profile}, this machine is {profile_of(flags)}: it answers alike, "
-        "its speed is not what was measured"
+        f"built for {profile}, this machine is {here}: it answers alike, its speed is not what "
+        "was measured"
     )

@@ -90,14 +90,13 @@ def _use(evidence: Mapping[str, Any]) -> str:
         if evidence.get("slices")
         else "No claim is made about groups of people: the data does not name them."
     )
-    seeds = f"{len(evidence['seeds'])} seeds" if evidence.get("seeds") else "one seed"
     return (
         "## Intended use and limits\n\n"
         "- For short texts of the kind and language that it was trained on.\n"
         "- It always answers with one of its labels, also where none fits: texts from elsewhere "
         "need a threshold on the score, or a check before the model.\n"
         "- Texts longer than the limit in `serving.json` are cut off.\n"
-        f"- Quality was measured on one test split and {seeds}. {groups}\n"
+        f"- Quality was measured on one test split and one seed. {groups}\n"
         "- Not for decisions about people that nobody reviews."
     )
 

@@ -13,18 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import yaml
+from onnx import numpy_helper
 
 from tasks.errors import UsageError
+from tasks.hardware import PROFILES
 from tasks.modeling.architecture import layers_of
 from tasks.modeling.checkpoint import load_checkpoint
 from tasks.modeling.surgery import model_shape_of, shapes_of
 from tasks.params import assignment, load, overlay, read_yaml
-from tasks.problems.classification import encode, read_split, read_tokenizer
+from tasks.problems.classification import encode, logits_of, read_split, read_tokenizer
 from tasks.pruning.sparsity import matrices, sparsity_of
+from tasks.quantization.aware import train_aware
+from tasks.quantization.choice import Build
 from tasks.quantization.export import check_export, export_onnx
+from tasks.quantization.readiness import not_ready
 from tasks.release.servable import Servable
 from tasks.stage import discard_outputs, finite, use_threads
 from tests.conftest import Run
@@ -221,6 +227,30 @@ def test_training_with_simulated_int8(stage: Stage) -> None:
     assert metrics["quantisation"]["drop"] == min(one["drop"] for one in tried)
     assert (folder / "model.onnx").exists()
     assert not (folder / "trained.onnx").exists()
+
+
+def test_simulated_int8_keeps_zeros_and_suits_the_engine_that_serves(
+    stage: Stage, tmp_path: Path
+) -> None:
+    settings = ("prune.sparsity.method=wanda", "prune.sparsity.target=0.6",
+                "quantize.aware.training.epochs=0.2")  # fmt: skip
+    stage("prune", *settings)
+    folder, found = stage("finetune", *settings)
+    params, tokenizer = load(), read_tokenizer(folder, 32)
+    validation = read_split(folder.parents[1] / "prepared" / "validation.parquet")
+    exact = logits_of(load_checkpoint(folder), tokenizer, validation.texts)
+    served = Build("tensorrt", params.quantize, PROFILES["gpu-sm90"], folder, {}, within=False,
+                   absent="no GPU")  # fmt: skip
+    target, texts = tmp_path / "trained.onnx", validation.texts[:100]
+    fidelity, _ = train_aware(params, target, tokenizer, validation, exact, texts, served)
+    assert fidelity.flip_rate < 0.2
+    model = onnx.load(target)
+    assert not_ready(model) == []
+    levels = [numpy_helper.to_array(t) for t in model.graph.initializer
+              if t.name.endswith("_weight") and "layer" in t.name]  # fmt: skip
+    assert {array.dtype for array in levels} == {np.dtype(np.int8)}
+    zeros = sum((array == 0).sum() for array in levels) / sum(array.size for array in levels)
+    assert zeros >= found["sparsity"]
 
 
 def test_early_exits_are_trained_and_served_in_stages(stage: Stage) -> None:

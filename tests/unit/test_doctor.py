@@ -99,7 +99,8 @@ def test_a_gpu_has_a_profile_beside_the_processors() -> None:
     assert found("profile", gpu, flags=GOOD.flags | {"sm90"}).level == "ok"
     other = found("profile", gpu, flags=GOOD.flags | {"sm80"})
     assert other.level == "note"
-    assert "bundles are built for gpu-sm90" in other.found
+    assert "this machine is gpu-sm80; bundles are built for gpu-sm90" in other.found
+    assert other.remedy == "stillroom compress --set hardware.profile=gpu-sm80"
 
 
 @pytest.mark.parametrize(("url", "answers"), [("there", True), ("http://127.0.0.1:9/", False)])

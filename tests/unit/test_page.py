@@ -182,7 +182,7 @@ def test_the_page_shows_everything_that_was_measured() -> None:
     page = Markup(render_page(rich_summary(), ["Built for `cpu-avx2`, **not** for others."]))
     assert page.ids[::2] == [
         "fronts", "stages", "gate", "flips", "calibration", "classes", "quantisation",
-        "robustness", "slices", "elsewhere", "depth", "latency", "energy", "repeats", "worth",
+        "robustness", "slices", "elsewhere", "depth", "latency", "energy", "worth",
     ]  # fmt: skip
     text = " ".join(page.words)
     for fact in (
@@ -227,7 +227,7 @@ def test_each_section_leaves_with_its_evidence() -> None:
         "slices": ["slices"], "latency": ["latency", "engine"], "energy": ["energy"],
         "depth": ["adaptive_depth"],
         "elsewhere": ["ood", "memorisation", "long_texts", "scripts"],
-        "flips": ["flips", "mcnemar"], "repeats": ["folds"],
+        "flips": ["flips", "mcnemar"],
     }  # fmt: skip
     for section, members in owners.items():
         less = {**whole, "evidence": {**whole["evidence"], **dict.fromkeys(members)}}

@@ -155,6 +155,7 @@ def test_what_training_with_simulated_int8_gave_serves_where_it_is_better(
     trained = served.retrained(fidelity, tmp_path / "trained.onnx")
     assert trained.within == (flips < 0.015)
     assert trained.record["kept_float"] == []
+    assert trained.as_dict()["scheme"] == "static"
     assert [one["what"] for one in trained.record["tried"]] == ["dynamic", TRAINED]
     assert (better(served, trained) is trained) is first
     lossy = replace(served, within=False)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from flows import workspace as ws
-from flows.compress import again, of_this_run
+from flows.compress import of_this_run
 from tasks import home
 from tasks.errors import DataError, ParamsError, UsageError
 
@@ -219,26 +219,16 @@ def test_a_list_of_swaps_of_ones_own(checkout: Path, monkeypatch: pytest.MonkeyP
     assert plain == ws.SWAPS, "the default is the tree's own, in every workspace"
 
 
-def test_a_stages_next_command_is_about_the_run_that_it_was_in() -> None:
-    def next_of(command: str | None, *run: object) -> str | None:
-        found = of_this_run(DataError("no", next_command=command), *run)
-        assert (type(found), found.message) == (DataError, "no")
-        return found.next_command
-
+def test_a_next_command_is_about_the_run_that_it_was_said_in() -> None:
     said = "stillroom compress --set 'distill.layers=[0, 2]'"
-    assert next_of(said, None, (), None) == said
-    assert next_of(said, "smoke", ("distill.layers=[9]", "seed=3"), "a b") == (
-        "stillroom compress --recipe smoke --set seed=3 --workspace 'a b' "
+    assert of_this_run(said, None) == said
+    assert of_this_run(said, "smoke", ("distill.layers=[9]", "seed=3"), "a b", True) == (
+        "stillroom compress --recipe smoke --set seed=3 --workspace 'a b' --promote "
         "--set 'distill.layers=[0, 2]'"
     )
-    for other in (None, "dvc checkout", again("smoke", ("seed=3",), None) + "  # goes on"):
-        assert next_of(other, "smoke", ("seed=3",), None) == other
-
-
-def test_the_same_command_once_more_can_be_typed() -> None:
-    assert again(None, (), None) == "stillroom compress"
-    words = again("smoke", ["quantize.runtimes=[onnxruntime, openvino]"], "a b")
-    assert words == (
-        "stillroom compress --recipe smoke --set 'quantize.runtimes=[onnxruntime, openvino]' "
-        "--workspace 'a b'"
-    )
+    elsewhere = of_this_run("stillroom compress --workspace DIR", "smoke", (), "full")
+    assert elsewhere == "stillroom compress --recipe smoke --workspace DIR"
+    goes_on = of_this_run("stillroom compress  # goes on", None, ("a=[x, y]",))
+    assert goes_on == "stillroom compress --set 'a=[x, y]'  # goes on"
+    for other in (None, "dvc checkout", "ls 'a b"):
+        assert of_this_run(other, "smoke", ("seed=3",)) == other
