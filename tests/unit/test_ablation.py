@@ -181,6 +181,7 @@ def test_variants_keep_the_registry_of_the_model_clean_and_differ_in_one_techniq
         theirs = job.workspace.params
         assert theirs.release.name == "ablation-smoke"
         assert theirs.evaluation.energy_seconds == 0
+        assert theirs.evaluation.lengths == ()
         assert theirs.teacher == recipe_run.params.teacher
         assert job.workspace.mirror
     (int8,) = (job for job in planned.variants if job.name == "int8")
