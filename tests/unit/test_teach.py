@@ -44,7 +44,7 @@ def checkpoint(folder: Path, seed: int, labels: Sequence[str], words: Sequence[s
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
         "bert", vocab_size=4 + len(words), hidden_size=16, num_hidden_layers=2,
-        num_attention_heads=2, intermediate_size=24, max_position_embeddings=32,
+        num_attention_heads=2, intermediate_size=24, max_position_embeddings=64,
         num_labels=len(labels), pad_token_id=0, initializer_range=0.6,
     )  # fmt: skip
     config._attn_implementation = "eager"
