@@ -307,10 +307,11 @@ def compare_peers(
 def doctor(as_json: Json = False) -> None:
     """Say what this machine can do and what is missing; exit 5 if the main job could not run."""
     from flows import doctor as examination
+    from flows.machine import look
     from tasks.params import load
 
     root = _root()
-    findings = examination.judge(examination.look(root), load(root / "params.yaml"))
+    findings = examination.judge(look(root), load(root / "params.yaml"))
     facts = examination.report(findings)
     if as_json:
         _tell(facts, "", as_json)

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from flows.console import Progress, load_offline_env
+from flows.next_command import of_this_run
 from flows.workspace import resolve
 from tasks import home
 from tasks.errors import StillroomError, UnavailableError, UsageError
@@ -136,7 +137,7 @@ class Room:
             if not path.exists():
                 raise UsageError(
                     f"{path}: found nothing, expected a finished run",
-                    next_command="stillroom compress" + (f" --recipe {recipe}" if recipe else ""),
+                    next_command=of_this_run("stillroom compress", recipe),
                 )
         table = pq.read_table(root / f"data/prepared/{split}.parquet")
         return cls(root, load(root / "params.yaml"), table["text"].to_pylist(),

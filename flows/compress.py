@@ -36,6 +36,7 @@ from prefect.states import Completed
 from flows import dvc, provenance, stack
 from flows.ending import plumbing, refusal, show
 from flows.follow import Following
+from flows.next_command import about
 from flows.workspace import Workspace, materialize, resolve
 from tasks import home
 from tasks.errors import GateRefused, StillroomError, UnavailableError, UsageError
@@ -291,7 +292,7 @@ def run(
         StillroomError: for the command line to print and to exit with its code; a
             refusal by the gate comes after table and JSON.
     """
-    with _about(recipe, overrides, workspace, promote):
+    with about(recipe, overrides, workspace, promote):
         resolved = resolve(recipe, overrides, workspace)
         progress = Progress(to_stderr=as_json)
         outcome: dict[str, Any] = {}
@@ -319,45 +320,6 @@ def run(
                 "  # finds nothing to do, and records what is missing",
             )
     return 0
-
-
-@contextlib.contextmanager
-def _about(
-    recipe: str | None, overrides: Sequence[str], workspace: str | None, promote: bool
-) -> Iterator[None]:
-    """Give errors a next command that has this run's recipe, settings and place, too.
-
-    Who raises one knows the key that it found wrong, not how the others came about.
-    """
-    try:
-        yield
-    except StillroomError as error:
-        command = of_this_run(error.next_command, recipe, overrides, workspace, promote)
-        if command == error.next_command:
-            raise
-        raise type(error)(error.message, next_command=command) from error
-
-
-def of_this_run(
-    command: str | None,
-    recipe: str | None,
-    overrides: Sequence[str] = (),
-    workspace: str | None = None,
-    promote: bool = False,
-) -> str | None:
-    """A ``stillroom compress …`` with what else the run was called with; others as they are."""
-    typed, remark, why = (command or "").partition("  # ")
-    words = shlex.split(typed) if typed.startswith("stillroom compress") else []
-    if words[:2] != ["stillroom", "compress"]:
-        return command
-    said = {word.partition("=")[0] for word in words if "=" in word}
-    more = ["--recipe", recipe] if recipe else []
-    for setting in overrides:
-        if setting.partition("=")[0].strip() not in said:
-            more += ["--set", setting]
-    more += ["--workspace", workspace] if workspace and "--workspace" not in words else []
-    more += ["--promote"] if promote else []
-    return shlex.join([*words[:2], *more, *words[2:]]) + remark + why
 
 
 def plan(pipeline: Pipeline) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 import jsonschema
 import pytest
 
-from flows import doctor
-from flows.doctor import Machine, healthy, judge, look, report
+from flows import doctor, machine
+from flows.doctor import healthy, judge, report
+from flows.machine import Machine, look
 from tasks.params import load, overlay, parse, read_yaml
 from tests.conftest import ROOT, Shell
 
@@ -108,7 +109,7 @@ def test_whether_the_remote_answers(tmp_path: Path, url: str, answers: bool) -> 
     (tmp_path / ".dvc").mkdir()
     config = f"[core]\n    no_scm = true\n    remote = far\n['remote \"far\"']\n    url = {url}\n"
     (tmp_path / ".dvc" / "config").write_text(config, "utf-8")
-    said = doctor._remote_says(tmp_path)
+    said = machine._remote_says(tmp_path)
     assert (said == "") is answers, said
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from flows import workspace as ws
-from flows.compress import of_this_run
+from flows.next_command import of_this_run
 from tasks import home
 from tasks.errors import DataError, ParamsError, UsageError
 
@@ -230,5 +230,5 @@ def test_a_next_command_is_about_the_run_that_it_was_said_in() -> None:
     assert elsewhere == "stillroom compress --recipe smoke --workspace DIR"
     goes_on = of_this_run("stillroom compress  # goes on", None, ("a=[x, y]",))
     assert goes_on == "stillroom compress --set 'a=[x, y]'  # goes on"
-    for other in (None, "dvc checkout", "ls 'a b"):
+    for other in (None, "dvc checkout", "ls 'a b", "stillroom compress --help"):
         assert of_this_run(other, "smoke", ("seed=3",)) == other
