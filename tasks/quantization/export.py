@@ -24,6 +24,7 @@ from tasks.modeling.checkpoint import clone, load_checkpoint
 from tasks.modeling.exits import Exits, states_after
 from tasks.modeling.vocabulary import pad_token
 from tasks.problems.classification import encode, pad, read_labels, read_tokenizer
+from tasks.quantization.first_token import first_token_alone
 from tasks.release.servable import write_servable
 from tasks.runtimes.onnx import OnnxRuntime
 
@@ -94,7 +95,7 @@ class NoSegments(nn.Module):
 def export_onnx(
     model: nn.Module, path: Path, *, max_length: int, exits: Exits | None = None
 ) -> None:
-    """Write an fp32 ONNX graph with dynamic batch and length.
+    """Write an fp32 ONNX graph with dynamic batch and length, without work that nobody reads.
 
     Inputs ``input_ids`` and ``attention_mask`` ``[batch, length]`` int64; output ``logits``
     ``[batch, classes]`` float32, and with exits those of `exit_outputs`.
@@ -124,6 +125,7 @@ def export_onnx(
         del node.metadata_props[:]
         node.doc_string = ""
     del proto.graph.value_info[:]
+    first_token_alone(proto)
     onnx.save(proto, path)
 
 

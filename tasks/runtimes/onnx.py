@@ -12,6 +12,10 @@ import onnxruntime as ort
 from tasks.processor import saturates
 from tasks.runtimes.interface import INPUTS
 
+SLOWER = ["SkipLayerNormFusion"]
+"""Fusions whose kernel takes longer than what it replaces: on a CPU an addition and a norm by
+themselves take a third of the time (infra/decisions/export-for-serving.md)."""
+
 
 class OnnxRuntime:
     """An ONNX classifier: token ids in, logits out.
@@ -37,6 +41,7 @@ class OnnxRuntime:
             model if isinstance(model, bytes) else str(model),
             options,
             providers=["CPUExecutionProvider"],
+            disabled_optimizers=SLOWER,
         )
         self._takes = [one.name for one in self._session.get_inputs()]
         self._makes = [one.name for one in self._session.get_outputs()]

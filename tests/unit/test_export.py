@@ -20,7 +20,7 @@ from tests.unit.test_combined_cuts import CUTS, Masked, answers, cut_once
 
 BERT_OPERATORS = {
     "Add": 28, "Cast": 1, "Concat": 2, "Gather": 3, "Gelu": 3, "Gemm": 2, "LayerNormalization": 7,
-    "MatMul": 24, "Mul": 4, "Reshape": 12, "Shape": 2, "Slice": 1, "Softmax": 3, "Sub": 1,
+    "MatMul": 24, "Mul": 4, "Reshape": 12, "Shape": 2, "Slice": 2, "Softmax": 3, "Sub": 1,
     "Tanh": 1, "Transpose": 12, "Unsqueeze": 1,
 }  # fmt: skip
 
