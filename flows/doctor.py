@@ -77,7 +77,7 @@ def _packages(m: Machine, params: Params) -> Finding:
 
 def _profile(m: Machine, params: Params) -> Finding:
     wanted = params.hardware.profile
-    here = profile_of(m.flags, gpu=wanted.startswith("gpu-"))
+    here = profile_of(m.flags, like=wanted)
     if here == wanted:
         return Finding("profile", "ok", f"{wanted}, as hardware.profile says")
     if PROFILES[wanted].needs <= m.flags:

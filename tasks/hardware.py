@@ -42,9 +42,17 @@ PLAIN = "cpu"
 """A machine that none of the profiles describes."""
 
 
-def profile_of(flags: Set[str], *, gpu: bool = False) -> str:
-    """The best profile whose needs are met, one of a GPU's first if asked; `PLAIN` if none is."""
-    ordered = sorted(PROFILES.values(), key=lambda p: p.name.startswith("gpu-") is not gpu)
+def for_gpu(profile: str) -> bool:
+    """Whether a profile is a GPU's."""
+    return profile.startswith("gpu-")
+
+
+def profile_of(flags: Set[str], *, like: str = PLAIN) -> str:
+    """The best profile whose needs are met, one of the same kind as `like` first.
+
+    `PLAIN` if none is.
+    """
+    ordered = sorted(PROFILES.values(), key=lambda p: for_gpu(p.name) is not for_gpu(like))
     return next((p.name for p in ordered if p.needs <= flags), PLAIN)
 
 

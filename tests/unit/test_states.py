@@ -18,17 +18,19 @@ from tasks.modeling.checkpoint import clone
 from tasks.modeling.surgery import keep_heads, keep_layers
 from tasks.training.alignment import NO_WORD
 from tasks.training.contrastive import info_nce
+from tasks.training.distances import (
+    embedding_distance,
+    map_distance,
+    relation_distance,
+    state_distance,
+)
 from tasks.training.states import (
     StateMatching,
-    embedding_distance,
     forward_kwargs,
     layer_map,
-    map_distance,
     matched_layers,
     needs_teacher,
-    relation_distance,
     relation_heads,
-    state_distance,
 )
 from tests.tiny_models import GROUPED, tiny
 
