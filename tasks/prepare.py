@@ -27,8 +27,9 @@ from tasks.stage import Metrics, run, say
 
 def main(params: Params) -> Metrics:
     data = params.data
-    raw = {path.stem: path for path in sorted(RAW.iterdir())}
-    unlabelled, elsewhere = raw.pop("unlabelled", None), raw.pop("elsewhere", None)
+    raw = {path.stem: path for path in sorted(RAW.iterdir(), key=lambda path: path.stem)}
+    elsewhere = raw.pop("elsewhere", None)
+    unlabelled = [raw.pop(stem) for stem in list(raw) if stem.startswith("unlabelled")]
     splits = {
         split: read_table(
             path, f"data.{split}", data.text_column, data.label_column,
@@ -50,10 +51,9 @@ def main(params: Params) -> Metrics:
             "a row of each class",
             next_command=f"stillroom compress --set data.max_rows={8 * len(labels)}",
         )
-    further = pd.DataFrame({"text": pd.Series(dtype=str)})
-    if unlabelled is not None:
-        further = read_table(unlabelled, "data.unlabelled", data.text_column)
-    foreign = pd.DataFrame({"text": pd.Series(dtype=str)})
+    none = pd.DataFrame({"text": pd.Series(dtype=str)})
+    tables = [read_table(path, "data.unlabelled", data.text_column) for path in unlabelled]
+    further, foreign = pd.concat([none, *tables], ignore_index=True), none
     if elsewhere is not None:
         column = "text" if data.elsewhere.source == "package" else data.text_column
         foreign = read_table(elsewhere, "data.elsewhere", column).drop_duplicates()

