@@ -166,15 +166,22 @@ def end_group(process: subprocess.Popen[Any]) -> None:
 
 
 def failure(root: Path, stage: str, error_file: Path, said: list[str]) -> StillroomError:
-    """The error a stage left behind, or one made of the last lines."""
+    """The error a stage left behind, or one made of the last lines.
+
+    A stage does not know where it is run from: its next ``dvc`` command is given the way there.
+    """
     try:
-        return from_dict(json.loads(error_file.read_text("utf-8")))
+        error = from_dict(json.loads(error_file.read_text("utf-8")))
     except (OSError, json.JSONDecodeError):
-        pass
-    return StillroomError(
-        f"stage {stage}: failed without a word of its own\n    " + "\n    ".join(said),
-        next_command=f"cd {shlex.quote(str(root))} && dvc repro --single-item {stage}",
-    )
+        error = StillroomError(
+            f"stage {stage}: failed without a word of its own\n    " + "\n    ".join(said),
+            next_command=f"dvc repro --single-item {stage}",
+        )
+    command = error.next_command or ""
+    if not command.startswith("dvc ") or root.resolve() == Path.cwd():
+        return error
+    there = f"cd {shlex.quote(str(root))} && {command}"
+    return type(error)(error.message, next_command=there)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,9 @@ from tasks.home import home
 from tasks.problems.classification import Split, encode, pad
 from tasks.processor import native_bf16
 from tasks.stage import say, write_history
+
+ABANDONED_S = 7 * 24 * 3600
+"""A run that was cut off and not taken up again for so long is not resumed any more."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +220,23 @@ def scratch(stage: str) -> Path:
 
 
 def discard_checkpoints(stage: str) -> None:
-    """Forget where a stage could be resumed from."""
-    shutil.rmtree(home() / "scratch" / stage, ignore_errors=True)
+    """Forget where this run could be resumed from, and what others left long ago.
+
+    Another workspace may be training the same stage right now.
+    """
+    own = scratch(stage)
+    shutil.rmtree(own, ignore_errors=True)
+    for room in own.parent.glob("*"):
+        if time.time() - last_touched(room) > ABANDONED_S:
+            shutil.rmtree(room, ignore_errors=True)
+
+
+def last_touched(folder: Path) -> float:
+    """When anything in a folder last changed; infinite for one that is being removed."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
+    except FileNotFoundError:
+        return math.inf
 
 
 def require_device(hardware: schema.Hardware) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jsonschema
@@ -13,6 +15,7 @@ import pytest
 import yaml
 
 from tasks.stage import curve
+from tasks.training.trainer import ABANDONED_S, discard_checkpoints, scratch
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = """
@@ -128,3 +131,23 @@ def test_wrong_params_are_refused_before_the_stage_begins(there: Path) -> None:
     assert done.returncode == 2
     assert "seed: found 'thirteen', expected integer" in done.stderr
     assert not (there / "data").exists()
+
+
+def test_checkpoints_of_another_run_stay_while_it_may_be_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("STILLROOM_HOME", str(tmp_path / "home"))
+    Path("dvc.yaml").write_text("stages: {prune: {params: [seed], deps: [code.py]}}\n")
+    Path("params.yaml").write_text("seed: 1\n")
+    Path("code.py").write_text("A = 1\n")
+    own = scratch("prune")
+    rooms = {name: own.with_name(name) for name in (own.name, "recent", "resumed", "abandoned")}
+    for room in rooms.values():
+        (room / "run").mkdir(parents=True)
+        (room / "run" / "state").write_text("x")
+    long_ago = time.time() - ABANDONED_S - 60
+    for path in ("abandoned/run/state", "abandoned/run", "abandoned", "resumed/run", "resumed"):
+        os.utime(own.parent / path, (long_ago, long_ago))
+    discard_checkpoints("prune")
+    assert sorted(room.name for room in own.parent.iterdir()) == ["recent", "resumed"]

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows import dvc
 from flows import workspace as ws
 from flows.next_command import of_this_run
 from tasks import home
 from tasks.errors import DataError, ParamsError, UsageError
+from tasks.files import write_json
 
 PARAMS = home.CHECKOUT / "params.yaml"
 
@@ -232,3 +234,24 @@ def test_a_next_command_is_about_the_run_that_it_was_said_in() -> None:
     assert goes_on == "stillroom compress --set 'a=[x, y]'  # goes on"
     for other in (None, "dvc checkout", "ls 'a b", "stillroom compress --help"):
         assert of_this_run(other, "smoke", ("seed=3",)) == other
+
+
+def test_a_stages_next_command_says_where_it_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, file = tmp_path / "my run", tmp_path / "error.json"
+    root.mkdir()
+    for command, expected in (
+        ("dvc checkout", f"cd '{root}' && dvc checkout"),
+        ("stillroom compress --set seed=1", "stillroom compress --set seed=1"),
+        (None, None),
+    ):
+        write_json(file, DataError("broken", next_command=command).as_dict())
+        error = dvc.failure(root, "prune", file, [])
+        assert isinstance(error, DataError)
+        assert error.next_command == expected
+    silent = dvc.failure(root, "prune", tmp_path / "none.json", ["killed"])
+    assert silent.next_command == f"cd '{root}' && dvc repro --single-item prune"
+    monkeypatch.chdir(root)
+    write_json(file, DataError("broken", next_command="dvc checkout").as_dict())
+    assert dvc.failure(root, "prune", file, []).next_command == "dvc checkout"
