@@ -22,7 +22,7 @@ from tasks.modeling.exits import load_exits
 from tasks.paths import FINETUNED, QUANTIZED, TRAIN, VALIDATION
 from tasks.problems.classification import encode, logits_of, read_split, read_tokenizer
 from tasks.quantization.aware import train_aware
-from tasks.quantization.choice import TRAINED, Build, better, build, choose, form_for
+from tasks.quantization.choice import Build, better, build, choose, form_for
 from tasks.quantization.confidence import fit_temperature, fold_temperature
 from tasks.quantization.export import check_export, export_onnx, write_serving
 from tasks.quantization.forms import precision, weight_bits
@@ -87,15 +87,17 @@ def main(params: Params) -> Metrics:
             )
             trained = served.retrained(fidelity, target)
             kept = better(served, trained)
-            if kept is trained:
+            now = replace(kept, model=served.model,
+                          record={**kept.record, "tried": trained.record["tried"]})  # fmt: skip
+            builds = [now if made is served else made for made in builds]
+            if kept is served:
+                served = now
+            else:
                 shutil.copyfile(target, served.model)
-            kept = replace(kept, model=served.model,
-                           record={**kept.record, "tried": trained.record["tried"]})  # fmt: skip
-            builds = [kept if made is served else made for made in builds]
-            times = times_of(builds, validation.texts)
-            served = choose(builds, times)
-            if served.record["action"] == TRAINED:
-                temperature = cooled
+                times = times_of(builds, validation.texts)
+                served = choose(builds, times)
+                if served is now:
+                    temperature = cooled
         shutil.copytree(served.model.parent, QUANTIZED, dirs_exist_ok=True)
         quantisation = {
             **served.record, "runtime": served.runtime,

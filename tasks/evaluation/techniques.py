@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tasks.errors import UsageError
 from tasks.paths import PLACEHOLDERS
-from tasks.schema import Params
+from tasks.schema import Data, Params
 
 NONE = "none"
 """As ``--technique``: the full recipe alone."""
@@ -85,6 +85,12 @@ def _fewer_layers(params: Params) -> bool:
     return params.distill.enabled and params.distill.student.source not in ("fresh", "run")
 
 
+def _further_texts(data: Data) -> bool:
+    """A package's are fetched where the data is a package's, too."""
+    of_package = data.source == "package" and bool(data.package.unlabelled)
+    return of_package or data.unlabelled not in PLACEHOLDERS
+
+
 def _both(*settings: str) -> tuple[str, ...]:
     return tuple(f"{stage}.{one}" for stage in ("distill", "finetune") for one in settings)
 
@@ -97,7 +103,7 @@ TECHNIQUES = (
     Technique("augmentation", "altered copies of the texts: none are made",
               lambda p: p.teach.augment.copies > 0, ("teach.augment.copies=0",)),
     Technique("unlabelled", "texts without labels: they are left out",
-              lambda p: p.data.unlabelled not in PLACEHOLDERS or bool(p.data.package.unlabelled),
+              lambda p: _further_texts(p.data),
               ("data.unlabelled=data/own/unlabelled", "data.package.unlabelled=[]")),
     Technique("teachers", "several teachers: one alone is asked",
               lambda p: p.teach.teachers not in PLACEHOLDERS,

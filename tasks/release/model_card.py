@@ -69,18 +69,19 @@ def data_licence(data: Mapping[str, Any]) -> str:
 
 
 def further_licences(data: Mapping[str, Any]) -> list[str]:
-    """Licences of the texts without labels, in the order of their files."""
-    known = data["package"]["name"] in DATA_LICENCES
-    found = [next((licence for part, licence in FURTHER_LICENCES.items() if known and part in name),
-                  UNKNOWN) for name in further_texts(data)]  # fmt: skip
-    return list(dict.fromkeys(found))
+    """Licences of the texts without labels, in the order of their files, each once."""
+    own, members = further_texts(data)
+    known = FURTHER_LICENCES if data["package"]["name"] in DATA_LICENCES else {}
+    found = [next((licence for part, licence in known.items() if part in name), UNKNOWN)
+             for name in members]  # fmt: skip
+    return list(dict.fromkeys([*(UNKNOWN for _ in own), *found]))
 
 
-def further_texts(data: Mapping[str, Any]) -> list[str]:
-    """Files of texts without labels."""
-    members = data["package"].get("unlabelled", ()) if data["source"] == "package" else ()
+def further_texts(data: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Files of texts without labels: one's own, and those of the package."""
     own = [] if data["unlabelled"] in PLACEHOLDERS else [data["unlabelled"]]
-    return [*own, *members]
+    members = data["package"].get("unlabelled", ()) if data["source"] == "package" else ()
+    return own, list(members)
 
 
 def weights_licence(model: Mapping[str, Any]) -> str:
@@ -154,8 +155,8 @@ def _data(data: Mapping[str, Any], lineage: Mapping[str, Mapping[str, Any]]) -> 
     else:
         origin = f"files: train `{data['train']}`, test `{data['test']}`"
     lines = ["## Data", "", f"- Source: {origin}"]
-    if further := further_texts(data):
-        lines.append(f"- Without labels: {', '.join(f'`{name}`' for name in further)}")
+    if further := [f"`{name}`" for files in further_texts(data) for name in files]:
+        lines.append(f"- Without labels: {', '.join(further)}")
     lines += [f"- {line}" for line in _figures(lineage.get("prepare", {}))]
     return "\n".join(lines)
 

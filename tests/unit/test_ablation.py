@@ -105,6 +105,13 @@ def test_nothing_is_on_when_everything_is_off() -> None:
     assert left_out == {}
 
 
+def test_a_packages_texts_count_where_they_are_fetched() -> None:
+    on, texts = BY_NAME["unlabelled"].on, "data.package.unlabelled=[pkg/texts.tsv]"
+    assert on(params(texts))
+    assert not on(params(texts, "data.source=files"))
+    assert on(params("data.source=files", "data.unlabelled=some/texts.csv"))
+
+
 def test_a_term_counts_where_its_stage_trains() -> None:
     on = BY_NAME["states"].on
     assert not on(params("finetune.states=1.0", "finetune.enabled=false"))

