@@ -3,9 +3,9 @@
     python -m tasks.teach
     dvc repro teach
 
-These are the training texts, the user's unlabelled ones and altered copies of the training
-texts. Students read the cache, so the teacher's forward pass is paid once, not once an epoch.
-Further teachers are asked the same, and the logits of all averaged.
+These are the training texts, unlabelled ones of the user's or of a package, and altered copies of
+the training texts. Students read the cache, so the teacher's forward pass is paid once, not once
+an epoch. Further teachers are asked the same, and the logits of all averaged.
 """
 
 from __future__ import annotations

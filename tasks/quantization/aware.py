@@ -21,7 +21,7 @@ from tasks.problems.classification import Split, encode, logits_of, pad
 from tasks.pruning.sparsity import KeepZeros
 from tasks.quantization.choice import Build
 from tasks.quantization.confidence import fit_temperature, fold_temperature
-from tasks.quantization.export import export_onnx
+from tasks.quantization.export import check_export, export_onnx
 from tasks.quantization.fake import Grid, prepare, settle
 from tasks.quantization.fidelity import Fidelity, compare, logits_one_by_one
 from tasks.quantization.qdq import write_grids
@@ -77,6 +77,7 @@ def train_aware(
     with tempfile.TemporaryDirectory() as room:
         graph = Path(room) / "float.onnx"
         export_onnx(model, graph, max_length=params.data.max_length)
+        check_export(model, graph, encode(tokenizer, validation.texts[:64]), pad_id=pad_id)
         write_grids(graph, target, model, grids)
     ids = encode(tokenizer, validation.texts)
     answers = logits_one_by_one(target, ids, weight_bits=7 if profile.reduce_range else 8,

@@ -69,6 +69,7 @@ class Build:
             "runtime": self.runtime,
             "scheme": self.config.scheme,
             **{key: self.record[key] for key in KEPT},
+            "tried": list(self.record["tried"]),
             "bytes": self.model.stat().st_size,
             "within": self.within,
             "answered_by": self.answered_by,

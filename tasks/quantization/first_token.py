@@ -2,12 +2,14 @@
 
 A classifier reads the last layer's states at its first token. Nothing else of that layer is asked
 for but its keys and values, so queries, attention, feed-forward and norms of the other tokens are
-work that nobody reads: a quarter of a model of three layers. The result is the same number by
-number, whatever the architecture; the rewriting follows the graph, not the library's modules.
+work that nobody reads: most of a layer. Logits stay what they were to the last bits of fp32
+(`tasks.quantization.export.check_export`), whatever the architecture; the rewriting follows the
+graph, not the library's modules.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +40,8 @@ class Facts:
     shapes: Mapping[str, Sequence[int | None]]
     """None for a size that varies."""
     makers: Mapping[str, onnx.NodeProto]
-    constants: Mapping[str, np.ndarray]
+    numbers: Mapping[str, np.ndarray]
+    """Constants of one element."""
     readers: Mapping[str, int]
     """How often a tensor is read, by nodes or as an output of the graph."""
 
@@ -48,9 +51,14 @@ def first_token_alone(model: onnx.ModelProto) -> int:
 
     From every Gather that picks the first entry of axis 1, the walk goes against the data for as
     long as a tensor is read by nobody else and its maker treats tokens one by one. Where it ends,
-    a Slice takes the first token.
+    a Slice takes the first token. A graph with branches or loops is left as it is: what they read
+    is not seen from outside.
     """
-    graph, facts = model.graph, facts_of(model)
+    graph = model.graph
+    if any(one.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+           for node in graph.node for one in node.attribute):  # fmt: skip
+        return 0
+    facts = facts_of(model)
     asked: dict[str, list[Reading]] = defaultdict(list)
     for node in graph.node:
         if picks_first(node, facts):
@@ -88,7 +96,7 @@ def narrow(node: onnx.NodeProto, readings: Sequence[Reading], facts: Facts) -> l
     """What a node reads to make one entry of its output; None where it has to make all."""
     name = node.output[0]
     axes = {reading.axis for reading in readings}
-    if len(axes) != 1 or len(readings) != facts.readers[name]:
+    if len(axes) != 1 or len(readings) != facts.readers[name] or len(node.output) != 1:
         return None
     if any(one not in facts.shapes for one in [*node.input, name]):
         return None
@@ -102,12 +110,14 @@ def narrow(node: onnx.NodeProto, readings: Sequence[Reading], facts: Facts) -> l
         case kind if kind in ROW_BY_ROW:
             over = attribute(node, "axis", -1) % rank
             return [Reading(node, 0, axis)] if axis < over == rank - 1 else None
-        case "MatMul":
-            return [Reading(node, 0, len(shapes[0]) - 2)] if axis == rank - 2 else None
+        case "MatMul":  # of a vector, one axis is gone
+            rows = axis == rank - 2 and min(map(len, shapes)) > 1
+            return [Reading(node, 0, len(shapes[0]) - 2)] if rows else None
         case "Transpose":
             return [Reading(node, 0, attribute(node, "perm", range(rank)[::-1])[axis])]
-        case "Reshape":
-            return [Reading(node, 0, 1)] if axis == 1 and sizes_after_length(node, facts) else None
+        case "Reshape":  # of rank two, tokens of all texts would lie along one axis
+            regroups = axis == 1 and len(shapes[0]) > 2 and sizes_after_length(node, facts)
+            return [Reading(node, 0, 1)] if regroups else None
     return None
 
 
@@ -115,7 +125,7 @@ def picks_first(node: onnx.NodeProto, facts: Facts) -> bool:
     """``states[:, 0]``, as the exporter writes it."""
     if node.op_type != "Gather" or attribute(node, "axis", 0) != 1:
         return False
-    index = facts.constants.get(node.input[1])
+    index = facts.numbers.get(node.input[1])
     return index is not None and index.ndim == 0 and int(index) == 0
 
 
@@ -124,7 +134,7 @@ def sizes_after_length(node: onnx.NodeProto, facts: Facts) -> list[int]:
     parts = facts.makers.get(node.input[1])
     if parts is None or parts.op_type != "Concat":
         return []
-    values = [facts.constants.get(name) for name in parts.input]
+    values = [facts.numbers.get(name) for name in parts.input]
     if [value is None for value in values[:2]] != [True, True]:
         return []
     sizes = [int(value.item()) for value in values[2:] if value is not None]
@@ -167,7 +177,8 @@ def facts_of(model: onnx.ModelProto) -> Facts:
     return Facts(
         shapes=shapes,
         makers={name: node for node in graph.node for name in node.output},
-        constants={t.name: numpy_helper.to_array(t) for t in graph.initializer},
+        numbers={t.name: numpy_helper.to_array(t) for t in graph.initializer
+                 if math.prod(t.dims) == 1},
         readers=Counter([*(name for node in graph.node for name in node.input),
                          *(output.name for output in graph.output)]),
     )  # fmt: skip

@@ -6,7 +6,9 @@ gives it batches, the objective and a place to resume from.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -21,6 +23,7 @@ import numpy as np
 import torch
 import transformers
 import yaml
+from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 from torch import nn
 from torch.utils.data import Dataset
@@ -215,17 +218,39 @@ def train(
 
 
 def scratch(stage: str) -> Path:
-    """Where a stage keeps what a run that was cut off goes on from."""
-    return home() / "scratch" / stage / scratch_key(stage)
+    """Where a stage keeps what a run that was cut off goes on from, this process's own.
+
+    Another workspace with the same params may be training the same stage right now; what it
+    works in is passed over.
+    """
+    place = (home(), Path.cwd(), stage)
+    if place not in _rooms:
+        _rooms[place] = claim(home() / "scratch" / stage / scratch_key(stage))
+    return _rooms[place][0]
+
+
+_rooms: dict[tuple[Path, Path, str], tuple[Path, FileLock]] = {}
+"""By state folder, workspace and stage: found once, since files may change while it trains."""
+
+
+def claim(room: Path) -> tuple[Path, FileLock]:
+    """A folder, or the first one beside it that no process holds, and the lock that holds it."""
+    for number in itertools.count():
+        found = room.with_name(f"{room.name}-{number}") if number else room
+        found.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(found / ".lock")
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=0)
+            return found, lock
+    raise AssertionError
 
 
 def discard_checkpoints(stage: str) -> None:
-    """Forget where this run could be resumed from, and what others left long ago.
-
-    Another workspace may be training the same stage right now.
-    """
+    """Forget where this run could be resumed from, and what others left long ago."""
     own = scratch(stage)
     shutil.rmtree(own, ignore_errors=True)
+    _, lock = _rooms.pop((home(), Path.cwd(), stage))
+    lock.release()
     for room in own.parent.glob("*"):
         if time.time() - last_touched(room) > ABANDONED_S:
             shutil.rmtree(room, ignore_errors=True)

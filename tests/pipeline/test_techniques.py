@@ -220,12 +220,21 @@ def test_learning_rate_rewinding_and_early_stopping(stage: Stage) -> None:
 
 
 def test_training_with_simulated_int8(stage: Stage) -> None:
-    settings = ("quantize.aware.mode=always", "quantize.aware.training.epochs=0.5")
+    settings = ("quantize.aware.mode=always", "quantize.aware.training.epochs=0.5",
+                "quantize.runtimes=[onnxruntime,openvino]")  # fmt: skip
     folder, metrics = stage("quantize", *settings)
-    tried = metrics["quantisation"]["tried"]
-    assert [one["what"] for one in tried] == ["dynamic", "trained with simulated int8"]
-    assert metrics["quantisation"]["drop"] == min(one["drop"] for one in tried)
-    assert (folder / "model.onnx").exists()
+    found = metrics["quantisation"]
+    forms = {one["runtime"]: one for one in found["runtimes"]}
+    tried = [one for form in forms.values() for one in form["tried"]]
+    assert [one["what"] for one in tried].count("trained with simulated int8") == 1
+    for form in forms.values():
+        assert form["drop"] == min(one["drop"] for one in form["tried"])
+    served = forms[found["runtime"]]
+    assert {key: found[key] for key in ("drop", "kl", "tried")} == {
+        key: served[key] for key in ("drop", "kl", "tried")
+    }
+    assert json.loads((folder / "serving.json").read_text("utf-8"))["runtime"] == found["runtime"]
+    assert served["bytes"] == (folder / "model.onnx").stat().st_size
     assert not (folder / "trained.onnx").exists()
 
 

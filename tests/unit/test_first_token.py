@@ -131,3 +131,56 @@ def test_two_readers_that_both_want_the_first() -> None:
     residual = node("Add", "a", "x", "b"), node("Tanh", "b", "c"), node("Add", "b", "c", "h")
     model = agree(graph(node("MatMul", "x", "w", "a"), *residual, FIRST), 4)
     assert [n.op_type for n in model.graph.node].count("Slice") == 1
+
+
+def reshaped(*sizes: str) -> list[onnx.NodeProto]:
+    """``r`` from ``a``: a Reshape to the batch and length of ``x``, and `sizes`."""
+    return [
+        node("Shape", "x", "batch", start=0, end=1), node("Shape", "x", "length", start=1, end=2),
+        node("Concat", "batch", "length", *sizes, "shape", axis=0),
+        node("Reshape", "a", "shape", "h"),
+    ]  # fmt: skip
+
+
+def with_numbers(model: onnx.ModelProto, **numbers: int) -> onnx.ModelProto:
+    arrays = {name: np.array([value], dtype=np.int64) for name, value in numbers.items()}
+    model.graph.initializer.extend(numpy_helper.from_array(a, name) for name, a in arrays.items())
+    return model
+
+
+def test_a_token_may_be_regrouped_but_not_mixed_with_others() -> None:
+    heads = with_numbers(
+        graph(node("MatMul", "x", "w", "a"), *reshaped("two", "half"), FIRST), two=2, half=2
+    )
+    agree(heads, 2)
+    flat = node("Reshape", "x", "flat", "b"), node("MatMul", "b", "w", "a")
+    joined = with_numbers(graph(*flat, *reshaped("whole"), FIRST), whole=CHANNELS)
+    joined.graph.initializer.append(numpy_helper.from_array(np.array([-1, CHANNELS]), "flat"))
+    agree(joined, 0)
+
+
+def test_a_product_with_a_vector_has_lost_an_axis() -> None:
+    model = graph(node("MatMul", "x", "v", "h"), FIRST)
+    vector = np.arange(CHANNELS, dtype=np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(vector, "v"))
+    agree(model, 0)
+
+
+def test_a_norm_that_gives_its_mean_too_is_left_whole() -> None:
+    norm = helper.make_node("LayerNormalization", ["x", "scale"], ["h", "mean"], axis=-1)
+    model = graph(norm, FIRST, node("Gather", "mean", "zero", "z", axis=1), outputs=("y", "z"))
+    scale = np.ones(CHANNELS, dtype=np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(scale, "scale"))
+    agree(model, 0)
+
+
+def test_a_graph_with_a_branch_is_left_as_it_is() -> None:
+    inner = [
+        helper.make_graph([node("Identity", "h", name)], name, [],
+                          [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
+        for name in ("then", "else")
+    ]  # fmt: skip
+    branch = node("If", "yes", "z", then_branch=inner[0], else_branch=inner[1])
+    model = graph(node("MatMul", "x", "w", "h"), FIRST, branch, outputs=("y", "z"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    agree(model, 0)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tasks.stage import curve
-from tasks.training.trainer import ABANDONED_S, discard_checkpoints, scratch
+from tasks.training.trainer import ABANDONED_S, claim, discard_checkpoints, scratch
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGE = """
@@ -151,3 +151,27 @@ def test_checkpoints_of_another_run_stay_while_it_may_be_training(
         os.utime(own.parent / path, (long_ago, long_ago))
     discard_checkpoints("prune")
     assert sorted(room.name for room in own.parent.iterdir()) == ["recent", "resumed"]
+
+
+def test_two_runs_of_the_same_params_do_not_share_their_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STILLROOM_HOME", str(tmp_path / "home"))
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        Path("dvc.yaml").write_text("stages: {prune: {params: [seed]}}\n")
+        Path("params.yaml").write_text("seed: 1\n")
+        scratch("prune")
+    monkeypatch.chdir(tmp_path / "one")
+    own = scratch("prune")
+    assert sorted(room.name for room in own.parent.iterdir()) == [own.name, f"{own.name}-1"]
+    Path("params.yaml").write_text("seed: 2\n")  # while it trains
+    assert scratch("prune") == own
+    discard_checkpoints("prune")
+    assert [room.name for room in own.parent.iterdir()] == [f"{own.name}-1"]
+    again, lock = claim(own)
+    assert again == own, "free again, for who goes on where a run was cut off"
+    lock.release()
+    monkeypatch.chdir(tmp_path / "other")
+    discard_checkpoints("prune")
