@@ -9,6 +9,7 @@ TEACHERS = Path("data/teachers")
 PREPARED = Path("data/prepared")
 TRAIN = PREPARED / "train.parquet"
 ELSEWHERE = PREPARED / "elsewhere.parquet"
+LONG_TEXTS = PREPARED / "long_texts.parquet"
 UNLABELLED = PREPARED / "unlabelled.parquet"
 VALIDATION = PREPARED / "validation.parquet"
 TEST = PREPARED / "test.parquet"
@@ -35,6 +36,7 @@ PLACEHOLDERS = tuple(
         "test",
         "unlabelled",
         "elsewhere",
+        "long_texts",
         "teacher",
         "teachers",
         "student",
