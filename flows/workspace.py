@@ -36,7 +36,7 @@ OWN = ("params.yaml", "dvc.lock", "metrics", "reports", ".dvc/config.local")
 """What a workspace keeps for itself."""
 NOT_SOURCE = (".git", ".venv", "var", ".dvc/cache", ".dvc/tmp", "__pycache__")
 USER_PATHS = ("data.train", "data.validation", "data.test", "data.unlabelled",
-              "data.elsewhere.path", "teacher.path",
+              "data.elsewhere.path", "data.long_texts.path", "teacher.path",
               "teach.teachers", "distill.student.path", "distill.student.run",
               "evaluation.counterfactual")  # fmt: skip
 RECOVERED = Path("data/models/finetune")
@@ -169,8 +169,10 @@ def check_user_files(params: Params) -> None:
                 wanted[f"data.{key}"] = value
     if params.data.unlabelled not in PLACEHOLDERS:
         wanted["data.unlabelled"] = params.data.unlabelled
-    if params.data.elsewhere.source == "path":
-        wanted["data.elsewhere.path"] = params.data.elsewhere.path
+    for key in ("elsewhere", "long_texts"):
+        foreign = getattr(params.data, key)
+        if foreign.source == "path":
+            wanted[f"data.{key}.path"] = foreign.path
     if params.teacher.source == "path":
         wanted["teacher.path"] = params.teacher.path
     if params.teach.teachers not in PLACEHOLDERS:

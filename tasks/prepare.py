@@ -18,9 +18,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sklearn.model_selection import StratifiedKFold
 
+from tasks import schema
 from tasks.errors import DataError
 from tasks.files import write_json
-from tasks.paths import ELSEWHERE, LABELS, PREPARED, RAW, TEST, TRAIN, UNLABELLED, VALIDATION
+from tasks.paths import (
+    ELSEWHERE,
+    LABELS,
+    LONG_TEXTS,
+    PREPARED,
+    RAW,
+    TEST,
+    TRAIN,
+    UNLABELLED,
+    VALIDATION,
+)
 from tasks.schema import Params
 from tasks.stage import Metrics, run, say
 
@@ -28,8 +39,11 @@ from tasks.stage import Metrics, run, say
 def main(params: Params) -> Metrics:
     data = params.data
     raw = {path.stem: path for path in sorted(RAW.iterdir(), key=lambda path: path.stem)}
-    elsewhere = raw.pop("elsewhere", None)
-    unlabelled = [raw.pop(stem) for stem in list(raw) if stem.startswith("unlabelled")]
+    foreign = {
+        name: read_foreign(raw.pop(name, None), name, config, data.text_column)
+        for name, config in (("elsewhere", data.elsewhere), ("long_texts", data.long_texts))
+    }
+    unlabelled = {stem: raw.pop(stem) for stem in list(raw) if stem.startswith("unlabelled")}
     splits = {
         split: read_table(
             path, f"data.{split}", data.text_column, data.label_column,
@@ -51,13 +65,14 @@ def main(params: Params) -> Metrics:
             "a row of each class",
             next_command=f"stillroom compress --set data.max_rows={8 * len(labels)}",
         )
-    none = pd.DataFrame({"text": pd.Series(dtype=str)})
-    tables = [read_table(path, "data.unlabelled", data.text_column) for path in unlabelled]
-    further, foreign = pd.concat([none, *tables], ignore_index=True), none
-    if elsewhere is not None:
-        column = "text" if data.elsewhere.source == "package" else data.text_column
-        foreign = read_table(elsewhere, "data.elsewhere", column).drop_duplicates()
-    further, further_counts = unseen(further, splits)
+    tables = [
+        read_table(
+            path, "data.unlabelled" if stem == "unlabelled" else "data.package.unlabelled",
+            data.text_column,
+        )
+        for stem, path in unlabelled.items()
+    ]  # fmt: skip
+    further, further_counts = unseen(pd.concat([NO_TEXTS, *tables], ignore_index=True), splits)
     splits, leaks = drop_leaks(splits)
     splits = {s: sample(frame, data.max_rows, params.seed) for s, frame in splits.items()}
     check_labels(splits)
@@ -67,7 +82,9 @@ def main(params: Params) -> Metrics:
         frame = splits[split].assign(label=splits[split]["label"].map(labels.index))
         frame.reset_index(drop=True).to_parquet(path, index=False)
         say(f"prepare: {split}: {len(frame)} rows")
-    for frame, path in ((further, UNLABELLED), (foreign, ELSEWHERE)):
+    texts = ((further, UNLABELLED), (foreign["elsewhere"], ELSEWHERE),
+             (foreign["long_texts"], LONG_TEXTS))  # fmt: skip
+    for frame, path in texts:
         pq.write_table(pa.table({"text": pa.array(frame["text"], pa.string())}), path)
     say(f"prepare: unlabelled: {len(further)} rows")
     write_json(LABELS, labels)
@@ -76,11 +93,36 @@ def main(params: Params) -> Metrics:
         "rows": {split: len(frame) for split, frame in splits.items()},
         "dropped_leaks": leaks,
         "unlabelled": further_counts,
-        "elsewhere": len(foreign),
+        **{name: len(frame) for name, frame in foreign.items()},
         "smallest_class": int(splits["train"]["label"].value_counts().min()),
         "words_p50": float(splits["train"]["text"].str.split().str.len().median()),
         "words_max": int(splits["train"]["text"].str.split().str.len().max()),
     }
+
+
+NO_TEXTS = pd.DataFrame({"text": pd.Series(dtype=str)})
+
+
+def read_foreign(
+    path: Path | None, name: str, config: schema.Foreign, text_column: str
+) -> pd.DataFrame:
+    """Texts that belong to no class, each once; none where there is no file.
+
+    Args:
+        name: of the section in ``data``.
+        text_column: of a user's own file.
+
+    Raises:
+        DataError: as `read_table`.
+    """
+    if path is None:
+        return NO_TEXTS
+    if config.source == "package":
+        frame = read_table(path, f"data.{name}.package.member", config.column,
+                           text_key=f"data.{name}.column")  # fmt: skip
+    else:
+        frame = read_table(path, f"data.{name}.path", text_column)
+    return frame.drop_duplicates()
 
 
 def read_table(
@@ -90,11 +132,13 @@ def read_table(
     label_column: str | None = None,
     *,
     further: Sequence[str] = (),
+    text_key: str = "data.text_column",
 ) -> pd.DataFrame:
     """Read CSV, TSV, JSONL or Parquet into string columns ``text`` and, if one is named, ``label``.
 
     Args:
         further: columns that are kept under their own names: `evaluation.slices`.
+        text_key: of params, which names `text_column`.
 
     Raises:
         DataError: unreadable, no UTF-8, empty, or a column is missing or holds gaps.
@@ -114,7 +158,7 @@ def read_table(
             f"{key}: cannot be read as {path.suffix} ({reason})",
             next_command=f"stillroom compress --set {key}=FILE",
         ) from None
-    columns = {"text": text_column}
+    columns, keys = {"text": text_column}, {"text": text_key, "label": "data.label_column"}
     if label_column is not None:
         columns["label"] = label_column
     if clash := {"text", "label"} & set(further):
@@ -133,7 +177,7 @@ def read_table(
         if column not in frame.columns:
             raise DataError(
                 f"{key}: found columns {', '.join(map(str, frame.columns))}; expected {column!r}",
-                next_command=f"stillroom compress --set data.{name}_column=NAME",
+                next_command=f"stillroom compress --set {keys[name]}=NAME",
             )
     frame = frame[[*columns.values(), *further]].set_axis([*columns, *further], axis=1)
     check_rows(frame, key)
@@ -174,8 +218,10 @@ def _read(path: Path) -> pd.DataFrame:
         return pd.read_parquet(path)
     if path.suffix == ".jsonl":
         return pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
-    separator = "\t" if path.suffix == ".tsv" else ","
-    return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8")
+    separator = "," if path.suffix == ".csv" else "\t"
+    orange = [1, 2] if path.suffix == ".tab" else None  # kind and role of each column
+    return pd.read_csv(path, sep=separator, skiprows=orange, dtype=str, keep_default_na=False,
+                       encoding="utf-8")  # fmt: skip
 
 
 def check_labels(splits: dict[str, pd.DataFrame]) -> list[str]:

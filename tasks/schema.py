@@ -84,13 +84,15 @@ class Hardware(Section):
     """What the bundle is built for: `tasks.hardware.PROFILES`."""
 
 
-class Elsewhere(Section):
-    """Texts of another kind: what trimming the vocabulary costs cannot be seen at home."""
+class Foreign(Section):
+    """Texts that belong to no class: models are tried on them, never trained."""
 
     source: Literal["package", "path", "none"]
     """`package` is left out where `data.source` is `files`: those runs may have no index."""
     package: Package
-    """`member` is one file with a column `text`."""
+    """`member` is one file: CSV, TSV, JSONL, Parquet or Orange's tab."""
+    column: str
+    """Of the package's file: the one with the texts."""
     path: str
     """With `path`: a file with the text column of `data`."""
 
@@ -111,7 +113,11 @@ class Data(Section):
     unlabelled: str
     """Texts of the same kind without labels, as `train`: the teacher labels them. The
     placeholder `data/own/unlabelled` means none."""
-    elsewhere: Elsewhere
+    elsewhere: Foreign
+    """Texts of another kind: what trimming the vocabulary costs cannot be seen at home."""
+    long_texts: Foreign
+    """Texts longer than `max_length`, whatever they are about: what is asked is put before them,
+    and after them."""
     text_column: str
     label_column: str
     validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)]

@@ -113,7 +113,12 @@ def evidence() -> dict[str, Any]:
         "memorisation": {"pairs": 96, "confidence_near": 0.941, "confidence_far": 0.902,
                          "gap": 0.039, "low": 0.008, "high": 0.071},
         "long_texts": {"source": "20 Newsgroups", "n": 500, "truncated_share": 0.83,
-                       "teacher": 0.712, "candidate": 0.655},
+                       "teacher": 0.712, "candidate": 0.655,
+                       "rows": [{"name": name, "teacher": theirs, "candidate": own,
+                                 "agreement": 0.8, "teacher_confidence": 0.61,
+                                 "candidate_confidence": 0.58}
+                                for name, theirs, own in (("asked before it", 0.712, 0.655),
+                                                          ("not asked", None, None))]},
         "scripts": [{"script": "Cyrillic", "n": 50, "unknown_share": 0.02,
                      "mean_confidence": 0.31}],
         "latency": [

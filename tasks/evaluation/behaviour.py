@@ -186,19 +186,45 @@ def long_texts(
     candidate: Logits,
     texts: Sequence[str],
     labels: np.ndarray,
+    posts: Sequence[str],
+    *,
     pieces: Callable[[str], int],
     max_length: int,
 ) -> dict[str, Any]:
-    """Texts that go on with others until they are cut off: the beginning has to be enough.
+    """What both answer where a text is cut off: asked before a long one, after it, not at all.
 
-    Each is a text followed by texts of other labels, so what is cut off is not what is asked.
+    ``teacher`` and ``candidate`` are the accuracies where it is asked first, so that what is cut
+    off is not what is asked; where it is asked last, a good model is unsure.
+
+    Args:
+        posts: texts that belong to no class, one for each of `texts`; of none, other texts of
+            `texts` stand in, as many as it takes.
+        pieces: of a text, special ones included.
     """
-    rows = [" ".join([text, *texts[i + 1 :], *texts[:i]][: max_length // 4]) for i, text in
-            enumerate(texts)]  # fmt: skip
-    cut = float(np.mean([pieces(text) >= max_length for text in rows]))
-    found = [float((model(rows).argmax(-1) == labels).mean()) for model in (teacher, candidate)]
-    return {"source": "test texts, each followed by others", "n": len(rows), "truncated_share": cut,
-            "teacher": found[0], "candidate": found[1]}  # fmt: skip
+    others = [" ".join([*texts[i + 1 :], *texts[:i]][: max_length // 4]) for i in range(len(texts))]
+    rest = [posts[i % len(posts)] for i in range(len(texts))] if posts else others
+    kinds = {"asked before it": [f"{text} {post}" for text, post in zip(texts, rest, strict=True)],
+             "asked after it": [f"{post} {text}" for text, post in zip(texts, rest, strict=True)],
+             "not asked": rest}  # fmt: skip
+    rows = []
+    for name, long in kinds.items():
+        theirs, own = teacher(long), candidate(long)
+        asked = name != "not asked"
+        rows.append({
+            "name": name,
+            "teacher": float((theirs.argmax(-1) == labels).mean()) if asked else None,
+            "candidate": float((own.argmax(-1) == labels).mean()) if asked else None,
+            "agreement": float((theirs.argmax(-1) == own.argmax(-1)).mean()),
+            "teacher_confidence": float(confidence(theirs).mean()),
+            "candidate_confidence": float(confidence(own).mean()),
+        })  # fmt: skip
+    return {
+        "source": "data.long_texts" if posts else "test texts, as many as it takes",
+        "n": len(texts),
+        "truncated_share": float(np.mean([pieces(one) >= max_length for one in
+                                          kinds["asked before it"]])),
+        "teacher": rows[0]["teacher"], "candidate": rows[0]["candidate"], "rows": rows,
+    }  # fmt: skip
 
 
 def scripts(

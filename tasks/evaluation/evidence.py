@@ -79,6 +79,7 @@ def from_behaviour(
     *,
     train: Sequence[str],
     elsewhere: Sequence[str],
+    posts: Sequence[str],
     columns: Mapping[str, Sequence[str]],
     max_length: int,
     seed: int,
@@ -89,6 +90,7 @@ def from_behaviour(
         teacher, candidate: texts to logits.
         tokenizer: the candidate's.
         elsewhere: texts that belong to no class; none leaves the question out.
+        posts: long ones; of none, texts of test are strung together.
         columns: of test, by slice that the user declared.
     """
     step = max(len(answers.texts) // config.evidence_texts, 1)
@@ -106,9 +108,8 @@ def from_behaviour(
     def unknown_share(text: str) -> float:
         return float(np.mean([float(piece == unknown) for piece in pieces(text)] or [0.0]))
 
-    foreign = list(
-        elsewhere[:: max(len(elsewhere) // config.evidence_texts, 1)][: config.evidence_texts]
-    )
+    foreign = spread(elsewhere, config.evidence_texts)
+    long = [post for post in posts if len(post.split()) >= max_length]
     groups = {"length": behaviour.length_terciles(answers.texts), **columns}
     return {
         "robustness": behaviour.robustness(
@@ -122,11 +123,16 @@ def from_behaviour(
         "counterfactual": behaviour.counterfactuals(teacher, candidate, texts, swaps),
         "memorisation": behaviour.memorisation(train, texts, own, seed=seed),
         "long_texts": behaviour.long_texts(
-            teacher, candidate, texts[:LONG_TEXTS], labels[:LONG_TEXTS],
-            lambda text: len(pieces(text)) + 2, max_length,
+            teacher, candidate, texts[:LONG_TEXTS], labels[:LONG_TEXTS], spread(long, LONG_TEXTS),
+            pieces=lambda text: len(pieces(text)) + 2, max_length=max_length,
         ),
         "scripts": behaviour.scripts(candidate, swaps.scripts, unknown_share),
     }  # fmt: skip
+
+
+def spread(texts: Sequence[str], count: int) -> list[str]:
+    """At most so many of them, from one end to the other."""
+    return list(texts[:: max(len(texts) // count, 1)][:count])
 
 
 def declared_slices(path: Path, names: Sequence[str]) -> dict[str, list[str]]:

@@ -107,10 +107,14 @@ def _memorisation(found: Evidence) -> str:
 
 
 def _long(found: Evidence) -> str:
+    cells = [[r["name"], _percent(r["teacher"]), _percent(r["candidate"]),
+              _percent(r["agreement"]), f"{r['teacher_confidence']:.3f}",
+              f"{r['candidate_confidence']:.3f}"] for r in found["rows"]]  # fmt: skip
     return (
-        f"{found['n']} {found['source']}; {_percent(found['truncated_share'])} % are cut off: "
-        f"teacher {_percent(found['teacher'])} % right, candidate {_percent(found['candidate'])} %."
-    )
+        f"{found['n']} long texts ({found['source']}); {_percent(found['truncated_share'])} % are "
+        "cut off. What stands after the cut is not read, and nobody should be sure of it.\n\n"
+    ) + table(["a test text is", "teacher %", "candidate %", "same answer %",
+               "teacher's confidence", "candidate's"], cells)  # fmt: skip
 
 
 def _scripts(rows: Sequence[Evidence]) -> str:

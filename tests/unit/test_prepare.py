@@ -17,6 +17,7 @@ from tasks.prepare import (
     drop_leaks,
     fold_of,
     main,
+    read_foreign,
     read_table,
     sample,
     split_off,
@@ -43,6 +44,18 @@ def test_four_formats_read_alike(tmp_path: Path, suffix: str) -> None:
     else:
         source.to_csv(path, sep="\t" if suffix == ".tsv" else ",", index=False)
     pd.testing.assert_frame_equal(read_table(path, "data.train", "Body", "Class"), FRAME)
+
+
+def test_two_more_lines_below_the_header_of_oranges_tables(tmp_path: Path) -> None:
+    path = tmp_path / "posts.tab"
+    path.write_text("Category\tText\nd\tstring\nclass\t\n\na\thello there\nb\tNA\n")
+    config = settled().data.long_texts
+    found = read_foreign(path, "long_texts", config, "text")
+    assert found["text"].tolist() == ["hello there", "NA"]
+    with pytest.raises(DataError, match=r"expected 'text'") as caught:
+        read_foreign(path, "long_texts", config.model_copy(update={"column": "text"}), "text")
+    assert caught.value.next_command == "stillroom compress --set data.long_texts.column=NAME"
+    assert read_foreign(None, "long_texts", config, "text").empty
 
 
 def test_declared_slices_stay_beside_text_and_label(tmp_path: Path) -> None:
