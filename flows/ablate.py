@@ -65,7 +65,7 @@ from tasks.evaluation.readme import section, write_section
 from tasks.evaluation.techniques import check_names
 from tasks.files import write_json, write_text
 from tasks.params import fingerprint
-from tasks.tracking import read_json
+from tasks.stage_files import read_json
 
 SPLITS = ("validation", "test")
 OVERHEAD_S = 20.0

@@ -22,7 +22,7 @@ from tasks.errors import UsageError
 from tasks.evaluation.techniques import Technique, switchable
 from tasks.release.naming import model_name
 from tasks.schema import Params
-from tasks.tracking import read_json
+from tasks.stage_files import read_json
 
 FULL = "full"
 LIMITED = ("distill", "prune", "finetune")

@@ -43,7 +43,8 @@ from tasks.errors import GateRefused, StillroomError, UnavailableError, UsageErr
 from tasks.hardware import detect_profile
 from tasks.params import fingerprint
 from tasks.release.naming import model_name
-from tasks.tracking import Tracker, read_json
+from tasks.stage_files import read_json
+from tasks.tracking import Tracker
 
 HOURS = 3600
 TIMEOUT_S = {"fetch": 1 * HOURS, "validate": 2 * HOURS}

@@ -12,7 +12,7 @@ import psutil
 
 from flows.console import Progress
 from tasks import home
-from tasks.tracking import read_json
+from tasks.stage_files import read_json
 
 
 def refusal(gate: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tasks.tracking import read_rows
+from tasks.stage_files import read_rows
 
 EVERY_S = 0.5
 

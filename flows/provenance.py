@@ -11,7 +11,7 @@ from typing import Any
 from flows import dvc
 from tasks import home
 from tasks.schema import Promotion
-from tasks.tracking import read_json
+from tasks.stage_files import read_json
 
 PACKAGES = ("torch", "transformers", "onnxruntime", "tokenizers", "dvc", "mlflow", "prefect")
 

@@ -11,7 +11,8 @@ import yaml
 from mlflow import MlflowClient
 
 from flows.follow import Following
-from tasks.tracking import Tracker, clean, flatten, flatten_numbers, read_rows
+from tasks.stage_files import read_rows
+from tasks.tracking import Tracker, clean, flatten, flatten_numbers
 
 PARAMS = {"seed": 1, "prune": {"enabled": True, "layers": [0, 1]}}
 TAGS = {"commit": "abc", "dirty": "false", "hardware_profile": "cpu-avx2"}
