@@ -157,7 +157,11 @@ def promote(
         int | None, typer.Option(metavar="N", help="This version; the challenger by default.")
     ] = None,
     yes: Annotated[
-        bool, typer.Option("--yes", help="Bring back a withdrawn version (with --version).")
+        bool,
+        typer.Option(
+            "--yes",
+            help="With --version: bring back a withdrawn one, or take one of other labels.",
+        ),
     ] = False,
     max_slowdown: Annotated[
         float | None,

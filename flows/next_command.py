@@ -39,9 +39,10 @@ def of_this_run(
     if words[:2] != ["stillroom", "compress"] or "--help" in words:
         return command
     said = {word.partition("=")[0] for word in words if "=" in word}
-    more = ["--recipe", recipe] if recipe else []
+    more = ["--recipe", recipe] if recipe and "--recipe" not in words else []
     for setting in overrides:
-        if setting.partition("=")[0].strip() not in said:
+        key, equals, _ = setting.partition("=")
+        if equals and key.strip() and key.strip() not in said:
             more += ["--set", setting]
     more += ["--workspace", workspace] if workspace and "--workspace" not in words else []
     more += ["--promote"] if promote else []

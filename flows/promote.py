@@ -38,7 +38,7 @@ def promote(
     Args:
         model: registered model; that of the checkout's params.yaml when not given.
         version: the challenger when not given.
-        yes: bring back a withdrawn version.
+        yes: bring back a withdrawn version, or take one that has none of the champion's labels.
         max_slowdown: times the champion's time, in place of the version's own limit; 0: none.
         why: for the log.
     """

@@ -77,19 +77,22 @@ def resolve(
 ) -> Workspace:
     """Work out params and place of a run, and check them; writes nothing."""
     content, params = resolved_params(home.CHECKOUT, recipe, overrides)
-    if not recipe and not overrides and workspace is None:
+    if recipe is None and not overrides and not workspace:
         return Workspace(home.CHECKOUT, params, "checkout", content, mirror=False)
     default = f"{recipe or 'set'}-{fingerprint(params)[:8]}"
-    path = Path(workspace).expanduser() if workspace else home.home() / "workspaces" / default
+    path = home.home() / "workspaces" / default
+    if workspace:
+        path = expanded(str(workspace), "--workspace")
     path = path.resolve()
     if path == home.CHECKOUT or home.CHECKOUT.is_relative_to(path):
         raise UsageError(
             f"--workspace: found {path}, which holds the checkout, expected a folder of its own",
             next_command="stillroom compress --workspace DIR",
         )
-    if path.exists() and not path.is_dir():
+    file = next((one for one in (path, *path.parents) if one.is_file()), None)
+    if file is not None:
         raise UsageError(
-            f"--workspace: found a file at {path}, expected a folder",
+            f"--workspace: found a file at {file}, expected a folder",
             next_command="stillroom compress --workspace DIR",
         )
     if path.exists() and any(path.iterdir()) and not (path / MARKER).exists():
@@ -111,7 +114,7 @@ def resolved_params(
         DataError: a file of the user's is not there.
     """
     content = absolute_paths(read_yaml(tree / "params.yaml"), home.CHECKOUT)
-    if recipe:
+    if recipe is not None:
         content = overlay(content, absolute_paths(read_recipe(tree, recipe), home.CHECKOUT))
     for text in overrides:
         content = overlay(content, absolute_paths(assignment(text), Path.cwd()))
@@ -147,10 +150,10 @@ def absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
             found = found.get(section) if isinstance(found, dict) else None
         value = found.get(key) if isinstance(found, dict) else None
         if isinstance(value, str) and value and value not in (*PLACEHOLDERS, SWAPS):
-            path = base / Path(value).expanduser()
-            if name == "distill.student.run" and (path / RECOVERED).is_dir():
+            path = base / expanded(value, name)
+            if name == "distill.student.run" and os.access(path / RECOVERED, os.R_OK):
                 path = path / RECOVERED  # a workspace changes as a whole, its model does not
-            if path.exists():
+            if os.access(path, os.F_OK):
                 changed = overlay(changed, nested(name, str(path.resolve())))
     return changed
 
@@ -184,21 +187,58 @@ def check_user_files(params: Params) -> None:
     if swaps != SWAPS:
         wanted["evaluation.counterfactual"] = swaps
     for name, value in wanted.items():
-        if not value or value in PLACEHOLDERS:
-            found = "nothing given"
-        elif not (home.CHECKOUT / value).exists():
-            found = f"nothing at {value}"
-        else:
+        folder = not name.startswith(("data.", "evaluation."))
+        found = what_is_wrong(value, folder=folder)
+        if found is None:
             continue
-        file = name.startswith("data.")
-        kind = "a CSV, TSV, JSONL or Parquet file" if file else "a folder"
+        kind = "a folder" if folder else "a CSV, TSV, JSONL or Parquet file"
         kind = f"a YAML file like {SWAPS}" if name == "evaluation.counterfactual" else kind
         raise DataError(
             f"{name}: found {found}, expected {kind}",
             next_command=f"stillroom compress --set {name}=PATH",
         )
-    if (home.CHECKOUT / swaps).exists():
+    for key in ("train", "validation", "test"):
+        value = getattr(params.data, key)
+        if params.data.source != "files" and value not in PLACEHOLDERS:
+            raise DataError(
+                f"data.{key}: found {value} with data.source {params.data.source}, "
+                "expected data.source files",
+                next_command="stillroom compress --set data.source=files",
+            )
+    if os.access(home.CHECKOUT / swaps, os.R_OK):
         read_swaps(home.CHECKOUT / swaps)
+
+
+def what_is_wrong(value: str, *, folder: bool) -> str | None:
+    """Why a user's path cannot be read; None where it can."""
+    if not value or value in PLACEHOLDERS:
+        return "nothing given"
+    path = home.CHECKOUT / value
+    try:
+        there, is_folder = path.exists(), path.is_dir()
+    except OSError as error:
+        return f"{value}, which cannot be read ({error.strerror})"
+    if not there:
+        return f"nothing at {value}"
+    if is_folder is not folder:
+        return f"a {'folder' if is_folder else 'file'} at {value}"
+    may = os.access(path, os.R_OK | (os.X_OK if folder else 0))
+    return None if may else f"{value}, which cannot be read (permission denied)"
+
+
+def expanded(path: str, key: str) -> Path:
+    """A path with ``~`` as the user's home.
+
+    Raises:
+        DataError: it begins with the name of a user that there is not.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise DataError(
+            f"{key}: found {path}, and no user of that name, expected a path",
+            next_command=f"ls -d {path.partition('/')[0]}",
+        ) from None
 
 
 def typed(raw: Any, checked: Any) -> Any:

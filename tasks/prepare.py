@@ -9,6 +9,7 @@ authors made it. Unlabelled texts, where there are any, lose what stands in any 
 
 from __future__ import annotations
 
+import codecs
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,7 +122,7 @@ def read_foreign(
         frame = read_table(path, f"data.{name}.package.member", config.column,
                            text_key=f"data.{name}.column")  # fmt: skip
     else:
-        frame = read_table(path, f"data.{name}.path", text_column)
+        frame = read_table(path, f"data.{name}.path", text_column, text_key=f"data.{name}.path")
     return frame.drop_duplicates()
 
 
@@ -148,9 +149,10 @@ def read_table(
         if path.suffix in (".csv", ".tsv"):
             check_fields(frame, path.suffix)
     except UnicodeDecodeError as error:
+        found, remedy = kind_of(path)
         raise DataError(
-            f"{key}: found bytes that are no UTF-8 at offset {error.start}, expected UTF-8",
-            next_command="iconv -f latin1 -t utf-8 FILE > FILE.utf8",
+            f"{key}: found {found} (no UTF-8 at offset {error.start}), expected text in UTF-8",
+            next_command=remedy,
         ) from None
     except (ValueError, OSError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
@@ -176,12 +178,13 @@ def read_table(
     for name, column in columns.items():
         if column not in frame.columns:
             raise DataError(
-                f"{key}: found columns {', '.join(map(str, frame.columns))}; expected {column!r}",
+                f"{key}: found columns {', '.join(map(str, frame.columns[:20]))}; "
+                f"expected {column!r}",
                 next_command=f"stillroom compress --set {keys[name]}=NAME",
             )
     frame = frame[[*columns.values(), *further]].set_axis([*columns, *further], axis=1)
     check_rows(frame, key)
-    return frame.astype(str)
+    return frame.astype(str).reset_index(drop=True)  # Parquet keeps one, perhaps with repeats
 
 
 def check_rows(frame: pd.DataFrame, key: str) -> None:
@@ -209,14 +212,31 @@ def check_fields(frame: pd.DataFrame, suffix: str) -> None:
     """Raise ValueError where quoting has gone wrong and pandas made the best of it."""
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError("rows have more fields than the header; quote texts with separators")
-    if suffix == ".tsv" and frame.apply(lambda c: c.str.contains("\t", regex=False)).any(axis=None):
+    swallowed = frame.apply(lambda c: c.str.contains(r"\t.*\n.*\t", regex=True))
+    if suffix == ".tsv" and swallowed.any(axis=None):
         raise ValueError("a quote is never closed; double the quotes inside texts")
+
+
+def kind_of(path: Path) -> tuple[str, str]:
+    """What a file that is no UTF-8 seems to be, and the command that helps."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start.startswith(b"\x1f\x8b"):
+        return "a file that gzip has packed", "gunzip FILE.gz"
+    if start.startswith(b"PK"):
+        return "a zip archive or a spreadsheet", "save it as CSV in UTF-8"
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16", "iconv -f utf-16 -t utf-8 FILE > FILE.utf8"
+    return "another encoding", "iconv -f latin1 -t utf-8 FILE > FILE.utf8"
 
 
 def _read(path: Path) -> pd.DataFrame:
     if path.suffix == ".parquet":
         return pd.read_parquet(path)
     if path.suffix == ".jsonl":
+        with path.open("rb") as file:
+            if file.read(64).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+                raise ValueError("one array, expected one object a line")
         return pd.read_json(path, lines=True, dtype=False, encoding="utf-8-sig")
     separator = "," if path.suffix == ".csv" else "\t"
     orange = [1, 2] if path.suffix == ".tab" else None  # kind and role of each column
@@ -248,15 +268,28 @@ def check_labels(splits: dict[str, pd.DataFrame]) -> list[str]:
 
 
 def split_off(train: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Take a stratified share of train as validation; every class keeps a row in train."""
-    taken = train.groupby("label", group_keys=False).sample(frac=fraction, random_state=seed)
-    if taken.empty and not train["label"].duplicated().any():
+    """Take a share of train as validation, of each class its part to within a row.
+
+    Every class keeps a row in train. What rounding leaves goes to the classes that are owed most,
+    by lot among equals, so that many small classes give as large a share as a few large ones.
+
+    Raises:
+        DataError: no class has a second row.
+    """
+    shuffled = train.sample(frac=1.0, random_state=seed)
+    counts = shuffled["label"].value_counts(sort=False)  # in the order of the lots
+    owed = counts * fraction
+    quota = owed.astype(int).clip(upper=counts - 1)
+    due = (owed - quota).where(quota < counts - 1, -1.0).sort_values(ascending=False, kind="stable")
+    left = max(round(len(train) * fraction) - int(quota.sum()), int(quota.sum() == 0))
+    quota[due[due >= 0].index[:left]] += 1
+    if not quota.sum():
         raise DataError(
             "data.train: found one row of each class, expected more, or a data.validation",
             next_command="stillroom compress --set data.validation=FILE",
         )
-    if taken.empty:
-        taken = train[train["label"].duplicated()].sample(n=1, random_state=seed)
+    mine = shuffled.groupby("label").cumcount() < shuffled["label"].map(quota)
+    taken = shuffled[mine].sort_index()
     return train.drop(taken.index), taken
 
 
@@ -282,16 +315,26 @@ def fold_of(
 
 
 def drop_leaks(splits: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
-    """Drop from train and validation what also stands in a later split; count it."""
+    """Drop from train and validation what also stands in a later split; count it.
+
+    Raises:
+        DataError: nothing is left of a split, or no row of a class in train.
+    """
     folded = {s: fold(f["text"]) for s, f in splits.items()}
     held_out = set(folded["test"])
     clean = {"test": splits["test"]}
-    for split in ("validation", "train"):
+    for split, later in (("validation", "test"), ("train", "validation or test")):
         clean[split] = splits[split][~folded[split].isin(held_out)]
         held_out |= set(folded[split])
-    if clean["train"].empty or clean["validation"].empty:
+        if clean[split].empty:
+            raise DataError(
+                f"data.{split}: found only texts that also stand in {later}, expected others",
+                next_command=f"stillroom compress --set data.{split}=FILE",
+            )
+    if lost := sorted(set(splits["train"]["label"]) - set(clean["train"]["label"])):
         raise DataError(
-            "data.train: found only texts that also stand in test, expected others",
+            f"data.train: found no text with label {lost[0]!r} that does not also stand in "
+            f"validation or test ({len(lost)} such labels), expected one of each",
             next_command="stillroom compress --set data.train=FILE",
         )
     return clean, {s: len(splits[s]) - len(clean[s]) for s in ("train", "validation")}

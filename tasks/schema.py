@@ -344,6 +344,12 @@ class Params(Section):
             "teacher": (self.teacher.source, self.teacher.hub),
             "distill.student": (self.distill.student.source, self.distill.student.hub),
         }
+        if self.data.text_column == self.data.label_column:
+            raise ValueError(f"data.label_column: found {self.data.label_column!r}, which is "
+                             "data.text_column, expected another column")  # fmt: skip
+        slices = self.evaluation.slices
+        if len(set(slices)) != len(slices):
+            raise ValueError(f"evaluation.slices: found {list(slices)}, expected each once")
         for name, (source, hub) in sources.items():
             if source == "hub" and not hub.id:
                 raise ValueError(f"{name}.hub.id: found '', expected OWNER/NAME")

@@ -193,6 +193,8 @@ def long_texts(
 ) -> dict[str, Any]:
     """What both answer where a text is cut off: asked before a long one, after it, not at all.
 
+    The last two say something of posts alone: other texts of `texts` ask something themselves.
+
     ``teacher`` and ``candidate`` are the accuracies where it is asked first, so that what is cut
     off is not what is asked; where it is asked last, a good model is unsure.
 
@@ -206,6 +208,8 @@ def long_texts(
     kinds = {"asked before it": [f"{text} {post}" for text, post in zip(texts, rest, strict=True)],
              "asked after it": [f"{post} {text}" for text, post in zip(texts, rest, strict=True)],
              "not asked": rest}  # fmt: skip
+    if not posts:
+        kinds = {"asked before it": kinds["asked before it"]}
     rows = []
     for name, long in kinds.items():
         theirs, own = teacher(long), candidate(long)

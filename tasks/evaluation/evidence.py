@@ -109,7 +109,8 @@ def from_behaviour(
         return float(np.mean([float(piece == unknown) for piece in pieces(text)] or [0.0]))
 
     foreign = spread(elsewhere, config.evidence_texts)
-    long = [post for post in posts if len(post.split()) >= max_length]
+    some = spread(posts, 4 * LONG_TEXTS)
+    long = [post for post in some if len(pieces(post)) + 2 >= max_length][:LONG_TEXTS]
     groups = {"length": behaviour.length_terciles(answers.texts), **columns}
     return {
         "robustness": behaviour.robustness(
@@ -123,7 +124,7 @@ def from_behaviour(
         "counterfactual": behaviour.counterfactuals(teacher, candidate, texts, swaps),
         "memorisation": behaviour.memorisation(train, texts, own, seed=seed),
         "long_texts": behaviour.long_texts(
-            teacher, candidate, texts[:LONG_TEXTS], labels[:LONG_TEXTS], spread(long, LONG_TEXTS),
+            teacher, candidate, texts[:LONG_TEXTS], labels[:LONG_TEXTS], long,
             pieces=lambda text: len(pieces(text)) + 2, max_length=max_length,
         ),
         "scripts": behaviour.scripts(candidate, swaps.scripts, unknown_share),

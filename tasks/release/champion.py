@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from tasks.errors import IntegrityError, UsageError
+from tasks.errors import IntegrityError, StillroomError, UsageError
 from tasks.files import file_sha256
 from tasks.home import tracking_uri
 from tasks.release.servable import SERVING_FILES, artifact_sha256
@@ -62,7 +62,7 @@ def champion_bundle(name: str, version: int | None = None) -> tuple[Path, int]:
         missing = "champion" if version is None else f"version {version}"
         raise UsageError(
             f"{name}: found no {missing}, expected one in the registry",
-            next_command="stillroom compress --promote" if version is None else "stillroom status",
+            next_command=_way_out(name, version),
         )
     verify(found, name=name)
     return found.folder, found.version
@@ -123,6 +123,18 @@ def _locate(name: str, version: int | None) -> Located | None:
     from tasks.release.registry import located
 
     return located(name, version)
+
+
+def _way_out(name: str, version: int | None) -> str:
+    """What to type where there is no such version, or nothing has been promoted yet."""
+    if version is not None:
+        return f"stillroom status --model {name} --history"
+    from tasks.release.registry import status
+
+    with suppress(StillroomError):
+        if status(name)["challenger"]:
+            return f"stillroom promote --model {name}"
+    return "stillroom compress --promote"
 
 
 def _read(store: Path, name: str, version: int | None) -> Located | None:

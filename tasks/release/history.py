@@ -185,10 +185,11 @@ def since(state: Snapshot, number: int) -> str | None:
 
 
 def to_promote(state: Snapshot, name: str, *, version: int | None, yes: bool) -> int | None:
-    """The version to promote; None when all that there is to promote is withdrawn.
+    """The version to promote: the champion itself when nothing newer is registered; None when all
+    that there is to promote is withdrawn.
 
     Raises:
-        UsageError: nothing to promote, no such version, or a withdrawn one without `yes`.
+        UsageError: nothing is registered, no such version, or a withdrawn one without `yes`.
     """
     if version is not None:
         _require(state, name, version)
@@ -205,13 +206,10 @@ def to_promote(state: Snapshot, name: str, *, version: int | None, yes: bool) ->
         return target
     if state.newest is not None and state.newest.withdrawn_at is not None:
         return None
-    reason = (
-        "no version is registered"
-        if state.newest is None
-        else f"version {state.champion} is champion and nothing newer is registered"
-    )
+    if state.champion is not None:
+        return state.champion
     raise UsageError(
-        f"{name}: found no challenger ({reason}), expected a version to promote",
+        f"{name}: found no version to promote, expected one in the registry",
         next_command="stillroom compress --promote",
     )
 

@@ -159,6 +159,27 @@ def smoke(folder: Path) -> None:
         )
 
 
+def check_kin(candidate: Path, champion: Path, *, name: str, version: int) -> None:
+    """Two data sets may have files of one name, and so one model's name.
+
+    Args:
+        candidate, champion: bundles.
+
+    Raises:
+        UsageError: they have no label in common.
+    """
+    own, theirs = (json.loads((one / "labels.json").read_text("utf-8"))
+                   for one in (candidate, champion))  # fmt: skip
+    if set(own).isdisjoint(theirs):
+        raise UsageError(
+            f"{name} version {version}: found none of the champion's labels in it (it has "
+            f"{own[0]!r}, the champion {theirs[0]!r}), expected another version of the same "
+            "classifier: another data set needs another release.name",
+            next_command=f"stillroom promote --model {name} --version {version} --yes"
+            "  # if it is to take the champion's place all the same",
+        )
+
+
 def copy_bundle(bundle: Path, to: Path) -> None:
     """Copy the files of a bundle, following links: a cache may have linked them."""
     to.mkdir(parents=True)

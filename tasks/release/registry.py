@@ -142,13 +142,15 @@ def promote(
     Args:
         name: the registered model.
         version: which one; the challenger when not given.
-        yes: bring a withdrawn version back; it has to be named.
+        yes: bring a withdrawn version back, or let another data set's classifier take the
+            champion's place; it has to be named.
         max_slowdown: times the champion's time, in place of the version's own limit; 0: none.
         who: for the log; the account that runs this when not given.
         why: for the log.
 
     Raises:
-        UsageError: no challenger, no such version, or a withdrawn one without `yes`.
+        UsageError: nothing is registered, no such version, or, without `yes`, a withdrawn one or
+            one that has none of the champion's labels.
         GateRefused: the version holds no passing verdict, or is slower than its limit allows.
         IntegrityError: a file differs from what was registered, or does not answer.
         UnavailableError: the champion changed each time that it was compared with.
@@ -162,6 +164,9 @@ def promote(
                 when = journal.iso(journal.now())
                 return unmoved(state, name, target, when=when, who=who, why=why)
             contest = _contest(client, name, state, target, max_slowdown)
+        if not yes and contest.champion is not None:
+            packaging.check_kin(contest.candidate.folder, contest.champion.folder,
+                                name=name, version=target)  # fmt: skip
         judged = _measured(name, contest)
         judged.require(name, target, yes=contest.withdrawn)
         version = target

@@ -204,6 +204,29 @@ def test_drill(tmp_path: Path) -> None:
     assert {m["verdict"] for m in log} == {"passed"}
 
 
+def test_another_data_sets_classifier_does_not_take_the_place_unasked(tmp_path: Path) -> None:
+    put(tmp_path, 1)
+    registry.promote(NAME)
+    make_bundle(tmp_path / "bundle-2", seed=2, name=NAME, called=("0", "1", "2"))
+    put(tmp_path, 2)
+    with pytest.raises(UsageError, match=r"none of the champion's labels .*'0'.*'card_arr") as said:
+        registry.promote(NAME)
+    assert standing()[0] == 1
+    command = str(said.value.next_command).partition("  #")[0]
+    assert command == f"stillroom promote --model {NAME} --version 2 --yes"
+    assert registry.promote(NAME, version=2, yes=True).target == 2
+
+
+def test_before_a_first_promotion_the_way_to_it_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as nothing:
+        champion_bundle(NAME)
+    assert nothing.value.next_command == "stillroom compress --promote"
+    put(tmp_path, 1)
+    with pytest.raises(UsageError) as waiting:
+        champion_bundle(NAME)
+    assert waiting.value.next_command == f"stillroom promote --model {NAME}"
+
+
 def test_promoting_the_champion_changes_nothing(tmp_path: Path) -> None:
     put(tmp_path, 1)
     registry.promote(NAME)
@@ -213,15 +236,15 @@ def test_promoting_the_champion_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_nothing_to_promote(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no version is registered") as caught:
+    with pytest.raises(UsageError, match="no version to promote") as caught:
         registry.promote(NAME)
     assert caught.value.next_command == "stillroom compress --promote"
     with pytest.raises(UsageError, match="no champion"):
         registry.rollback(NAME, reason="x")
     put(tmp_path, 1)
     registry.promote(NAME)
-    with pytest.raises(UsageError, match="no challenger"):
-        registry.promote(NAME)
+    again = registry.promote(NAME)
+    assert (again.source, again.target) == (1, 1), "it is champion already"
     with pytest.raises(UsageError, match="no version 7, expected one of: 1"):
         registry.promote(NAME, version=7)
     with pytest.raises(UsageError, match="reason"):

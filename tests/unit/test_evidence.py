@@ -188,6 +188,7 @@ def test_long_texts_are_asked_about_first_last_and_not_at_all() -> None:
         pieces=lambda text: len(text.split()), max_length=4,
     )  # fmt: skip
     assert own["source"].startswith("test texts")
+    assert [row["name"] for row in own["rows"]] == ["asked before it"]
     assert own["truncated_share"] == 1.0
 
 

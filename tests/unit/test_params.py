@@ -205,3 +205,18 @@ def test_fingerprint_ignores_order_and_sees_values() -> None:
     reordered = parse(dict(reversed(list(yaml.safe_load(yaml.safe_dump(RAW)).items()))))
     assert fingerprint(params) == fingerprint(reordered)
     assert fingerprint(params) != fingerprint(parse(changed("seed", 14)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["data.text_column=body", "data.label_column=body"], r"data\.label_column: found 'body'"),
+        (["evaluation.slices=[a, b, a]"], r"evaluation\.slices: found .* expected each once"),
+    ],
+)
+def test_columns_that_are_named_twice(settings: list[str], said: str) -> None:
+    content = read_yaml(ROOT / "params.yaml")
+    for setting in settings:
+        content = overlay(content, assignment(setting))
+    with pytest.raises(ParamsError, match=said):
+        parse(content)

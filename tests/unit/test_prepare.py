@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import pandas as pd
@@ -56,6 +57,66 @@ def test_two_more_lines_below_the_header_of_oranges_tables(tmp_path: Path) -> No
         read_foreign(path, "long_texts", config.model_copy(update={"column": "text"}), "text")
     assert caught.value.next_command == "stillroom compress --set data.long_texts.column=NAME"
     assert read_foreign(None, "long_texts", config, "text").empty
+
+
+def test_an_index_with_repeats_loses_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    whole = pd.concat([frame(("a", "x"), ("b", "y")), frame(("c", "x"), ("d", "y"))])
+    whole.to_parquet(path)
+    read = read_table(path, "data.train", "text", "label")
+    train, validation = split_off(read, 0.25, 0)
+    assert sorted([*train["text"], *validation["text"]]) == ["a", "b", "c", "d"]
+    assert len(validation) == 1
+
+
+def test_many_small_classes_give_their_share_of_validation() -> None:
+    whole = frame(*((f"{label} {i}", f"{label:03}") for label in range(60) for i in range(5)))
+    train, validation = split_off(whole, 0.1, 3)
+    assert len(validation) == 30
+    assert validation["label"].is_unique
+    assert len(train) == 270
+    other = split_off(whole, 0.1, 4)[1]
+    assert set(other["label"]) != set(validation["label"]), "by lot"
+
+
+def test_a_tab_inside_quotes_is_part_of_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.tsv"
+    whole = frame(("one\ttwo", "a"), ("three\nfour", "b"))
+    whole.to_csv(path, sep="\t", index=False)
+    pd.testing.assert_frame_equal(read_table(path, "data.train", "text", "label"), whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said", "remedy"),
+    [
+        ("t.csv", gzip.compress(b"text,label\na,b\n"), "gzip has packed", "gunzip"),
+        ("t.csv", "text,label\na,b\n".encode("utf-16"), "UTF-16", "iconv -f utf-16"),
+        ("t.csv", "text,label\ncaf\xe9,b\n".encode("latin1"), "another enc", "iconv -f latin1"),
+        ("t.jsonl", b'[{"text": "a", "label": "b"}]', "one object a line", "data.train=FILE"),
+    ],
+)
+def test_what_a_file_seems_to_be_is_told_with_what_helps(
+    tmp_path: Path, name: str, content: bytes, said: str, remedy: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said) as caught:
+        read_table(tmp_path / name, "data.train", "text", "label")
+    assert remedy in str(caught.value.next_command)
+
+
+def test_which_split_has_nothing_of_its_own_is_told() -> None:
+    whole, other = frame(("a", "x"), ("b", "y")), frame(("c", "x"), ("d", "y"))
+    for split, said in (("validation", "stand in test"), ("train", "in validation or test")):
+        splits = {"train": whole, "validation": other, "test": frame(("e", "x"))}
+        splits["test"] = splits[split] if split == "validation" else splits["test"]
+        if split == "train":
+            splits["validation"] = whole
+        with pytest.raises(DataError, match=rf"data\.{split}: found only texts .*{said}"):
+            drop_leaks(splits)
+    splits = {"train": frame(("a", "x"), ("b", "y"), ("c", "z")), "validation": other,
+              "test": frame(("b", "x"))}  # fmt: skip
+    with pytest.raises(DataError, match=r"no text with label 'y'.*\(2 such"):
+        drop_leaks(splits)
 
 
 def test_declared_slices_stay_beside_text_and_label(tmp_path: Path) -> None:
@@ -123,12 +184,12 @@ def test_labels_must_be_two_and_known_to_train() -> None:
 
 def test_a_text_of_test_leaves_train_and_test_stays() -> None:
     splits = {
-        "train": frame(("Where is  my card", "x"), ("b", "y"), ("v", "y")),
+        "train": frame(("Where is  my card", "x"), ("b", "y"), ("v", "y"), ("z", "x")),
         "validation": frame(("v", "y"), ("w", "x")),
         "test": frame(("where is my CARD", "x")),
     }
     clean, dropped = drop_leaks(splits)
-    assert clean["train"]["text"].tolist() == ["b"]
+    assert clean["train"]["text"].tolist() == ["b", "z"]
     assert clean["validation"]["text"].tolist() == ["v", "w"]
     assert len(clean["test"]) == 1
     assert dropped == {"train": 2, "validation": 0}

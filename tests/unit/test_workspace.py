@@ -196,6 +196,32 @@ def test_missing_user_files_are_named_and_nothing_is_written(
     assert files(checkout) == before
 
 
+def test_paths_that_cannot_be_read_are_told_before_anything_runs(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkout / "mine").mkdir()
+    file = checkout / "mine" / "train.csv"
+    file.write_text("text,label\n")
+    files = ["data.source=files", f"data.test={file}"]
+    for given, said in (
+        (f"data.train={file.parent}", r"data\.train: found a folder at .*mine, expected a CSV"),
+        ("data.train=~nobody-of-this-name/x.csv", "no user of that name"),
+        (f"teacher.path={file}", r"teacher\.path: found a file at .*, expected a folder"),
+    ):
+        with pytest.raises(DataError, match=said):
+            ws.resolve(None, [*files, f"data.train={file}", "teacher.source=path", given])
+    with pytest.raises(DataError, match=r"data\.train: found .* expected data\.source files"):
+        ws.resolve(None, [f"data.train={file}"])
+    monkeypatch.setattr(ws.os, "access", lambda path, mode: Path(path) != file)
+    with pytest.raises(DataError, match="cannot be read"):
+        ws.resolve(None, [*files, f"data.train={file}"])
+
+
+def test_an_empty_recipe_is_none_of_those(checkout: Path) -> None:
+    with pytest.raises(ParamsError, match="--recipe: found ''"):
+        ws.resolve("")
+
+
 def test_a_mirror_that_was_cut_off_is_completed(checkout: Path) -> None:
     root = ws.prepare("small").path
     (root / "tasks" / "code.py").unlink()
@@ -232,6 +258,8 @@ def test_a_next_command_is_about_the_run_that_it_was_said_in() -> None:
     assert elsewhere == "stillroom compress --recipe smoke --workspace DIR"
     goes_on = of_this_run("stillroom compress  # goes on", None, ("a=[x, y]",))
     assert goes_on == "stillroom compress --set 'a=[x, y]'  # goes on"
+    known = of_this_run("stillroom compress --recipe smoke", "smock", ("seed=3", "=1", "x"))
+    assert known == "stillroom compress --set seed=3 --recipe smoke"
     for other in (None, "dvc checkout", "ls 'a b", "stillroom compress --help"):
         assert of_this_run(other, "smoke", ("seed=3",)) == other
 
