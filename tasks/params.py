@@ -103,9 +103,9 @@ def parse(raw: dict[str, Any]) -> Params:
     try:
         return Params.model_validate(_floats(raw, Params))
     except ValidationError as error:
-        lines = [_explain(e) for e in error.errors()]
+        lines = [_explain(e) for e in _once(error.errors())]
         raise ParamsError(
-            "params: " + "; ".join(lines), next_command="stillroom compress --help"
+            "params: " + "; ".join(dict.fromkeys(lines)), next_command="stillroom compress --help"
         ) from None
 
 
@@ -134,9 +134,27 @@ def _floats(raw: Any, model: Any) -> Any:
     return fixed
 
 
+EXPECTED = {"tuple_type": "a list, as [a, b]", "too_short": "at least one",
+            "model_type": "keys of its own", "string_type": "text"}  # fmt: skip
+"""What pydantic says in words of Python."""
+
+
+def _once(errors: Sequence[Any]) -> list[Any]:
+    """Without the list that an entry of its own is wrong in."""
+    places = [tuple(error["loc"]) for error in errors]
+    return [error for error, place in zip(errors, places, strict=True)
+            if error["type"] != "too_short" or not any(
+                len(other) > len(place) and other[: len(place)] == place for other in places)
+            ]  # fmt: skip
+
+
 def _explain(error: Any) -> str:
     """One pydantic error as `key: found …, expected …`."""
-    key = ".".join(str(part) for part in error["loc"])
+    loc = error["loc"]
+    if loc and _annotation(loc) is None and _annotation(loc[:-1]) is not None:
+        known = error["type"] in ("extra_forbidden", "missing") or isinstance(loc[-1], int)
+        loc = loc if known else loc[:-1]  # which of several kinds of value it was tried as
+    key = ".".join(str(part) for part in loc)
     if error["type"] == "extra_forbidden":
         return f"{key}: unknown key, found {error['input']!r}, expected {_known_keys(error['loc'])}"
     if error["type"] == "missing":
@@ -144,6 +162,7 @@ def _explain(error: Any) -> str:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"])
     message = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    message = EXPECTED.get(error["type"], message)
     return f"{key}: found {error['input']!r}, expected {message}"
 
 

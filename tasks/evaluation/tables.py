@@ -12,7 +12,7 @@ DASH = "–"
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, the first column to the left and figures to the right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in rows]
+    cells = [[" ".join(cell.replace("|", "\\|").splitlines()) for cell in line] for line in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *cells])
 
 
