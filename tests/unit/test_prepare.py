@@ -89,11 +89,12 @@ def test_a_tab_inside_quotes_is_part_of_the_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said", "remedy"),
     [
-        ("t.csv", gzip.compress(b"text,label\na,b\n"), "gzip has packed", "gunzip"),
+        ("t.csv", gzip.compress(b"text,label\na,b\n", mtime=0), "gzip has packed", "gunzip"),
         ("t.csv", "text,label\na,b\n".encode("utf-16"), "UTF-16", "iconv -f utf-16"),
         ("t.csv", "text,label\ncaf\xe9,b\n".encode("latin1"), "another enc", "iconv -f latin1"),
         ("t.jsonl", b'[{"text": "a", "label": "b"}]', "one object a line", "data.train=FILE"),
     ],
+    ids=["gzip", "UTF-16", "latin-1", "one array"],
 )
 def test_what_a_file_seems_to_be_is_told_with_what_helps(
     tmp_path: Path, name: str, content: bytes, said: str, remedy: str
