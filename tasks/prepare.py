@@ -248,9 +248,19 @@ def check_labels(splits: dict[str, pd.DataFrame]) -> list[str]:
     """The sorted class names.
 
     Raises:
-        DataError: fewer than two classes, or a split has a class that train has not.
+        DataError: fewer than two classes, two that nobody can tell apart, or a split has a class
+            that train has not.
     """
     labels = sorted(splits["train"]["label"].unique())
+    spelt: dict[str, str] = {}
+    for label in labels:
+        other = spelt.setdefault(" ".join(label.split()), label)
+        if other != label:
+            raise DataError(
+                f"data.train: found labels {other!r} and {label!r}, which differ in spaces alone, "
+                "expected one spelling of each",
+                next_command="stillroom compress --set data.train=FILE",
+            )
     if len(labels) < 2:
         raise DataError(
             f"data.train: found the single label {labels[0]!r}, expected at least two",

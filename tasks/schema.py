@@ -163,7 +163,7 @@ class Teach(Section):
 
     augment: Augment
     teachers: str
-    """Folder of further fine-tuned checkpoints for the same labels, each a folder; their logits
+    """A further fine-tuned checkpoint for the same labels, or a folder of several; their logits
     are averaged with the teacher's. The placeholder `data/own/teachers` means none."""
 
 

@@ -74,7 +74,7 @@ def copy_teachers(folder: str, target: Path) -> None:
     """Copy each further teacher to ``target/<name>`` and list the names in ``teachers.json``.
 
     Args:
-        folder: has a checkpoint in each subfolder; a placeholder means no further teachers.
+        folder: a checkpoint, or has one in each subfolder; a placeholder means no further teachers.
 
     Raises:
         DataError: no such folder, no checkpoint in it, or a file of one is missing.
@@ -85,10 +85,12 @@ def copy_teachers(folder: str, target: Path) -> None:
         home = Path(folder)
         inside = home.iterdir() if home.is_dir() else []
         names = sorted(p.name for p in inside if p.is_dir() and not p.name.startswith("."))
+        if (home / "config.json").is_file():
+            home, names = home.parent, [home.name]
         if not names:
             raise DataError(
-                f"teach.teachers: found no folder in {folder}, expected one for each further "
-                f"teacher, with {', '.join(CHECKPOINT_FILES)}",
+                f"teach.teachers: found no folder in {folder}, expected a further teacher with "
+                f"{', '.join(CHECKPOINT_FILES)}, or a folder for each of several",
                 next_command=command,
             )
         for name in names:

@@ -81,6 +81,13 @@ def test_with_placeholders_student_and_teachers_are_there_and_empty(user: Path) 
     assert len(metrics["sha256"]) == 7
 
 
+def test_a_package_that_is_left_out_is_told(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fetch.main(settled(user, "data.long_texts.source=none"))
+    told = capsys.readouterr()
+    assert "no data.elsewhere: with data.source files" in told.out + told.err
+    assert "long_texts" not in told.out + told.err
+
+
 def test_what_an_earlier_fetch_left_goes(user: Path) -> None:
     model(user / "student", "student")
     fetch.main(settled(user, "distill.student.source=path", f"distill.student.path={user}/student"))
@@ -149,6 +156,16 @@ def test_further_teachers_are_copied_and_listed(user: Path) -> None:
     copied, own = Path("data/teachers/ant/labels.json"), user / "teachers/ant/labels.json"
     assert copied.read_text() == "ant labels.json"
     assert copied.stat().st_ino != own.stat().st_ino, "a link would give DVC the user's own file"
+
+
+def test_one_further_teacher_needs_no_folder_around_it(user: Path) -> None:
+    model(user / "run/baseline", "other", CHECKPOINT_FILES)
+    model(user / "run/finetune", "no teacher", CHECKPOINT_FILES)
+    (user / "run/baseline/cache").mkdir()
+    fetch.main(settled(user, f"teach.teachers={user}/run/baseline"))
+    assert json.loads(Path("data/teachers/teachers.json").read_text()) == ["baseline"]
+    assert names("data/teachers/baseline") == sorted(CHECKPOINT_FILES)
+    assert not Path("data/teachers/finetune").exists()
 
 
 @pytest.mark.parametrize("made", ["nothing", "empty", "half"])

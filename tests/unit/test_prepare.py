@@ -181,6 +181,8 @@ def test_labels_must_be_two_and_known_to_train() -> None:
         check_labels({"train": good[:1], "validation": good[:1], "test": good[:1]})
     with pytest.raises(DataError, match=r"data\.test: found label 'z'"):
         check_labels({"train": good, "validation": good, "test": frame(("c", "z"))})
+    with pytest.raises(DataError, match="found labels ' y' and 'y', which differ in spaces alone"):
+        check_labels({"train": pd.concat([good, frame(("c", " y"))])})
 
 
 def test_a_text_of_test_leaves_train_and_test_stays() -> None:

@@ -217,6 +217,22 @@ def test_paths_that_cannot_be_read_are_told_before_anything_runs(
         ws.resolve(None, [*files, f"data.train={file}"])
 
 
+@pytest.mark.parametrize(
+    ("name", "selector", "source"),
+    [(name, *read) for name, read in ws.READ_WITH.items()],
+    ids=list(ws.READ_WITH),
+)
+def test_what_no_source_reads_is_refused(
+    checkout: Path, name: str, selector: str, source: str
+) -> None:
+    given = checkout / "given.csv"
+    given.write_text("text,label\n")
+    with pytest.raises(DataError) as caught:
+        ws.resolve(None, [f"{name}={given}"])
+    assert f"{name}: found {given} with {selector} " in str(caught.value)
+    assert caught.value.next_command == f"stillroom compress --set {selector}={source}"
+
+
 def test_an_empty_recipe_is_none_of_those(checkout: Path) -> None:
     with pytest.raises(ParamsError, match="--recipe: found ''"):
         ws.resolve("")
