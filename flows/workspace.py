@@ -180,27 +180,13 @@ def check_user_files(params: Params) -> None:
         DataError: names the key, the path and what to type next.
     """
     wanted: dict[str, str] = {}
-    if params.data.source == "files":
-        for key in ("train", "validation", "test"):
-            value = getattr(params.data, key)
-            if value not in PLACEHOLDERS or key != "validation":
-                wanted[f"data.{key}"] = value
-    if params.data.unlabelled not in PLACEHOLDERS:
-        wanted["data.unlabelled"] = params.data.unlabelled
-    for key in ("elsewhere", "long_texts"):
-        foreign = getattr(params.data, key)
-        if foreign.source == "path":
-            wanted[f"data.{key}.path"] = foreign.path
-    if params.teacher.source == "path":
-        wanted["teacher.path"] = params.teacher.path
-    if params.teach.teachers not in PLACEHOLDERS:
-        wanted["teach.teachers"] = params.teach.teachers
-    student = params.distill.student
-    if student.source in ("path", "run"):
-        wanted[f"distill.student.{student.source}"] = getattr(student, student.source)
-    swaps = params.evaluation.counterfactual
-    if swaps != SWAPS:
-        wanted["evaluation.counterfactual"] = swaps
+    for name in USER_PATHS:
+        value = attrgetter(name)(params)
+        given = value not in (*PLACEHOLDERS, SWAPS)
+        selector, source = READ_WITH.get(name, ("", ""))
+        read = attrgetter(selector)(params) == source if selector else given
+        if read and (given or name != "data.validation"):  # which is split off train
+            wanted[name] = value
     for name, value in wanted.items():
         folder = not name.startswith(("data.", "evaluation."))
         found = what_is_wrong(value, folder=folder)
@@ -219,6 +205,7 @@ def check_user_files(params: Params) -> None:
                 f"{name}: found {value} with {selector} {chosen}, expected {selector} {source}",
                 next_command=f"stillroom compress --set {selector}={source}",
             )
+    swaps = params.evaluation.counterfactual
     if os.access(home.CHECKOUT / swaps, os.R_OK):
         read_swaps(home.CHECKOUT / swaps)
 

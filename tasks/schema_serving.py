@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import pycountry
 from pydantic import AfterValidator, Field, model_validator
 
 from tasks.schema_base import Count, Fraction, Section, Training
@@ -12,6 +11,8 @@ from tasks.schema_base import Count, Fraction, Section, Training
 
 def _known_country(code: str) -> str:
     """CodeCarbon counts with the world's mean for a code that it does not know."""
+    import pycountry  # not with the module: a tenth of a second of every command
+
     if pycountry.countries.get(alpha_3=code) is None:
         raise ValueError(f"evaluation.country: found {code!r}, "
                          "expected the three letters of a country in ISO 3166")  # fmt: skip
@@ -96,7 +97,7 @@ class Evaluation(Section):
     """Batch sizes; 1 is always the one that ratios are made of."""
     energy_seconds: Annotated[float, Field(ge=0)]
     """Loop length per model; under 30 s the figure is left out."""
-    country: Annotated[str, AfterValidator(_known_country)]
+    country: Annotated[str, Field(pattern="^[A-Z]{3}$"), AfterValidator(_known_country)]
     """ISO 3166 alpha-3: carbon intensity of the grid."""
     bootstrap: Annotated[int, Field(ge=100)]
     """Resamples for confidence intervals."""
