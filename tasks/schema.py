@@ -158,13 +158,48 @@ class Augment(Section):
     """Share of the copies whose end comes from another training text."""
 
 
+PRETRAINED = ("package", "path", "hub")
+"""Sources of a student that is another pretrained model than the teacher."""
+
+
+class SecondTeacher(Section):
+    """The student's own pretrained model, fine-tuned as the teacher was, to be asked with it.
+
+    Another kind of model errs elsewhere, and this one is there anyway.
+    """
+
+    enabled: bool
+    training: Training
+
+
+class Writer(Section):
+    """A pretrained decoder that is fine-tuned on the training texts and writes others like them."""
+
+    enabled: bool
+    texts: Annotated[int, Field(ge=1, le=100_000)]
+    """Written of each class; what is twice there or a training text is left out."""
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    """Pieces are drawn from the likeliest that have this probability together."""
+    source: Literal["package", "path", "hub"]
+    path: str
+    """With `path`: a folder as `teacher.path`, or with one GGUF file."""
+    package: Package
+    """`member` is a folder as `teacher.path`, or a GGUF file."""
+    hub: Hub
+    training: Training
+
+
 class Teach(Section):
     """What the teacher is asked, and who else is."""
 
     augment: Augment
+    writer: Writer
+    """What it writes is labelled by the teacher, as altered copies are."""
     teachers: str
     """A further fine-tuned checkpoint for the same labels, or a folder of several; their logits
     are averaged with the teacher's. The placeholder `data/own/teachers` means none."""
+    second: SecondTeacher
+    """One more teacher, of what the student is made of; its logits count as much as any other's."""
 
 
 class Vocabulary(Section):
@@ -197,6 +232,13 @@ class Student(Section):
     run: str
     """With `run`: the workspace of that run."""
     fresh: Fresh
+
+    def same_model(self, teacher: Teacher) -> bool:
+        """Whether this is the pretrained model of the teacher, as far as their sources tell."""
+        if self.source != teacher.source:
+            return False
+        return {"package": self.package == teacher.package, "hub": self.hub == teacher.hub,
+                "path": self.path == teacher.path}[self.source]  # fmt: skip
 
 
 class Distillation(Section):
@@ -342,6 +384,7 @@ class Params(Section):
         sources = {
             "data": (self.data.source, self.data.hub),
             "teacher": (self.teacher.source, self.teacher.hub),
+            "teach.writer": (self.teach.writer.source, self.teach.writer.hub),
             "distill.student": (self.distill.student.source, self.distill.student.hub),
         }
         if self.data.text_column == self.data.label_column:
@@ -353,6 +396,20 @@ class Params(Section):
         for name, (source, hub) in sources.items():
             if source == "hub" and not hub.id:
                 raise ValueError(f"{name}.hub.id: found '', expected OWNER/NAME")
+        if not self.teach.writer.enabled and self.teach.writer.source != "package":
+            raise ValueError(f"teach.writer.enabled: found false with source "
+                             f"{self.teach.writer.source}, expected true")  # fmt: skip
+        if self.teach.second.enabled and self.distill.student.source not in PRETRAINED:
+            raise ValueError("teach.second.enabled: found true with distill.student.source "
+                             f"{self.distill.student.source}, expected one of "
+                             f"{', '.join(PRETRAINED)}: a pretrained model beside the teacher's"
+                             )  # fmt: skip
+        if self.teach.second.enabled and self.distill.student.same_model(self.teacher):
+            raise ValueError("teach.second.enabled: found true with the teacher's own model in "
+                             "distill.student, expected another model than the teacher's"
+                             )  # fmt: skip
+        if self.teach.second.enabled and not self.teach.second.training.epochs:
+            raise ValueError("teach.second.training.epochs: found 0, expected that it is trained")
         if self.data.folds == 1 or self.data.fold >= max(self.data.folds, 1):
             raise ValueError(f"data.fold: found {self.data.fold} of {self.data.folds} folds, "
                              "expected 0 of none, or one of at least two")  # fmt: skip

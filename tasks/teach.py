@@ -3,13 +3,15 @@
     python -m tasks.teach
     dvc repro teach
 
-These are the training texts, unlabelled ones of the user's or of a package, and altered copies of
-the training texts. Students read the cache, so the teacher's forward pass is paid once, not once
-an epoch. Further teachers are asked the same, and the logits of all averaged.
+These are the training texts, unlabelled ones of the user's or of a package, texts that a small
+decoder writes, and altered copies of the training texts. Students read the cache, so the teacher's
+forward pass is paid once, not once an epoch. Further teachers are asked the same, and the logits
+of all averaged; one of them may be the student's own pretrained model, which is fine-tuned here.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,27 +21,49 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from accelerate.utils import extract_model_from_parallel
 from tokenizers import Tokenizer
 from torch import nn
 
-from tasks.errors import DataError
-from tasks.modeling.checkpoint import load_checkpoint
+from tasks.errors import DataError, GateRefused
+from tasks.evaluation.quality import quality
+from tasks.modeling.checkpoint import load_checkpoint, load_pretrained, parameters
 from tasks.modeling.surgery import positions_needed
-from tasks.paths import TEACHER, TEACHER_LOGITS, TEACHERS, TRAIN, UNLABELLED
-from tasks.problems.augmentation import augment
-from tasks.problems.classification import logits_of, read_labels, read_tokenizer
+from tasks.paths import (
+    SECOND,
+    TEACHER,
+    TEACHER_LOGITS,
+    TEACHERS,
+    TRAIN,
+    UNLABELLED,
+    VALIDATION,
+    WRITER,
+)
+from tasks.problems.augmentation import Seen, augment
+from tasks.problems.classification import logits_of, read_labels, read_split, read_tokenizer
 from tasks.processor import native_bf16
 from tasks.schema import Params
-from tasks.stage import Metrics, run, say
+from tasks.stage import Metrics, run, say, write_history
 from tasks.training import logit_cache
+from tasks.training.trainer import discard_checkpoints, require_device, train
+from tasks.training.writer import Lines, fine_tune, read_writer, write
 
 
 def main(params: Params) -> Metrics:
     copies = params.teach.augment.copies
-    names = json.loads((TEACHERS / "teachers.json").read_text("utf-8"))
     labels = read_labels(TEACHER / "labels.json")
+    names = json.loads((TEACHERS / "teachers.json").read_text("utf-8"))
     folders = [TEACHER, *(TEACHERS / name for name in names)]
     teachers = [read_teacher(folder, labels, params.data.max_length) for folder in folders]
+    second = writer = None
+    written: list[str] = []
+    if params.teach.second.enabled:
+        student, second = fine_tune_second(params, labels)
+        teachers.append(student)
+    else:
+        write_history("teach", [])
+    if params.teach.writer.enabled:
+        written, writer = write_texts(params, labels)
     rows = {path: pq.read_metadata(path).num_rows for path in (TRAIN, UNLABELLED)}
     # as it was trained; three times as fast where the processor can, far slower where it cannot
     half = params.teacher.training.precision == "bf16" and native_bf16()
@@ -51,22 +75,54 @@ def main(params: Params) -> Metrics:
         lambda texts: mean_logits(teachers, texts, half=half),
         extra=chain(
             logit_cache.stored_texts(UNLABELLED),
+            written,
             augment(originals, params.teach.augment, seed=params.seed),
         ),
         progress=lambda done, total: say(f"teach: {done}/{total} texts"),
     )  # fmt: skip
+    if writer or second:
+        discard_checkpoints("teach")
     accuracy, confidence = sureness(logit_cache.LogitCache(TEACHER_LOGITS), TRAIN)
     say(f"teach: right on {accuracy:.1%} of the training texts, mean confidence {confidence:.3f}")
-    augmented = logit_cache.extra_rows(TEACHER_LOGITS) - rows[UNLABELLED]
+    augmented = logit_cache.extra_rows(TEACHER_LOGITS) - rows[UNLABELLED] - len(written)
     return {
         "texts": texts,
         "unlabelled": rows[UNLABELLED],
+        "written": len(written),
         "augmented": augmented,
         "dropped_copies": copies * rows[TRAIN] - augmented,
         "teachers": len(teachers),
+        "writer": writer,
+        "second": second,
         "train_accuracy": accuracy,
         "train_confidence": confidence,
     }
+
+
+def write_texts(params: Params, labels: Sequence[str]) -> tuple[list[str], Metrics]:
+    """Texts like the training texts, and what the decoder that wrote them has to say.
+
+    Its checkpoint stays, so that a run that is cut off later does not train it again.
+    """
+    require_device(params.hardware)
+    decoder, config, longest = read_writer(WRITER), params.teach.writer, params.data.max_length
+    size = sum(weight.numel() for weight in decoder.model.parameters())
+    say(f"teach: fine-tuning the writer, {size / 1e6:.1f} M parameters")
+    train_rows, validation_rows = (
+        Lines(decoder, labels, read_split(path), longest=longest) for path in (TRAIN, VALIDATION)
+    )
+    trained = fine_tune(decoder, train=train_rows, validation=validation_rows,
+                        training=config.training, hardware=params.hardware,
+                        seed=params.seed)  # fmt: skip
+    gc.collect()  # the optimizer's states: training has tied them to themselves
+    known = Seen(chain(logit_cache.stored_texts(TRAIN), logit_cache.stored_texts(UNLABELLED)))
+    written = list(write(decoder, labels, known, config, hardware=params.hardware,
+                         longest=longest, seed=params.seed))  # fmt: skip
+    asked = config.texts * len(labels)
+    say(f"teach: {len(written)} texts written, {asked - len(written)} were there or had no end")
+    del decoder, train_rows, validation_rows
+    gc.collect()
+    return written, {**trained, "asked": asked}
 
 
 @dataclass(frozen=True)
@@ -97,6 +153,53 @@ def read_teacher(folder: Path, labels: Sequence[str], max_length: int) -> Teache
     model = load_checkpoint(folder)
     positions_needed(model, max_length)
     return Teacher(model, read_tokenizer(folder, max_length), columns)
+
+
+def fine_tune_second(params: Params, labels: Sequence[str]) -> tuple[Teacher, Metrics]:
+    """The student's pretrained model as one more teacher, and what it is worth on validation.
+
+    Its checkpoint stays, so that a run that is cut off later does not train it again.
+
+    Raises:
+        DataError: it is the model of an earlier run, cut and trained already.
+        GateRefused: it is below the floor of the teacher.
+    """
+    if (SECOND / "surgery.json").exists():
+        raise DataError(
+            "teach.second.enabled: found true with a distill.student.path to the model of an "
+            "earlier run, expected a pretrained model",
+            next_command="stillroom compress --set teach.second.enabled=false",
+        )
+    require_device(params.hardware)
+    training = params.teach.second.training
+    model = load_pretrained(SECOND, classes=len(labels), dropout=training.dropout,
+                            seed=params.seed, key="distill.student")  # fmt: skip
+    positions_needed(model, params.data.max_length)
+    tokenizer, validation = read_tokenizer(SECOND, params.data.max_length), read_split(VALIDATION)
+    say(f"teach: fine-tuning the student's model, {parameters(model) / 1e6:.1f} M parameters")
+    trained = train(
+        model,
+        stage="teach",
+        tokenizer=tokenizer,
+        train_split=read_split(TRAIN),
+        validation_split=validation,
+        training=training,
+        hardware=params.hardware,
+        seed=params.seed,
+    )
+    # without the autocast that it was trained in: it is asked as the others are
+    model = extract_model_from_parallel(model, keep_fp32_wrapper=False).cpu().eval()
+    measured = quality(logits_of(model, tokenizer, validation.texts), validation.labels)
+    say(f"teach: the student's model is right on {measured['accuracy']:.1%} of validation")
+    floor = params.gate.baseline_floor
+    if measured["accuracy"] < floor:
+        raise GateRefused(
+            f"gate.baseline_floor: the second teacher has accuracy {measured['accuracy']:.4f} on "
+            f"validation, expected at least {floor}",
+            next_command="stillroom compress --set teach.second.training.epochs=10",
+        )
+    teacher = Teacher(model, tokenizer, list(range(len(labels))))
+    return teacher, {"steps": trained.steps, "validation": measured}
 
 
 def mean_logits(

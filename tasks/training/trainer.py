@@ -191,7 +191,7 @@ def train(
     progress = Progress(stage, part, curve)
     trainer = ObjectiveTrainer(
         model=model,
-        args=_arguments(training, hardware, seed, room, len(train_split.texts)),
+        args=arguments(training, hardware, seed, room, len(train_split.texts)),
         train_dataset=Rows(encode(tokenizer, train_split.texts), train_split.labels, objective),
         eval_dataset=Rows(
             encode(tokenizer, validation_split.texts), validation_split.labels, Objective()
@@ -280,9 +280,22 @@ def trains_in_bf16(training: schema.Training, hardware: schema.Hardware) -> bool
     return torch.cuda.is_bf16_supported() if hardware.device == "cuda" else native_bf16()
 
 
-def _arguments(
-    training: schema.Training, hardware: schema.Hardware, seed: int, room: Path, rows: int
+def arguments(
+    training: schema.Training,
+    hardware: schema.Hardware,
+    seed: int,
+    room: Path,
+    rows: int,
+    *,
+    best: str = "accuracy",
 ) -> TrainingArguments:
+    """What `Trainer` is told, whatever it trains.
+
+    Args:
+        room: for its checkpoints.
+        rows: of the training split.
+        best: what the epochs are compared by where patience is asked for.
+    """
     steps = math.ceil(rows / training.batch_size) * training.epochs
     return TrainingArguments(
         output_dir=str(room),
@@ -305,7 +318,7 @@ def _arguments(
         save_strategy="epoch",
         save_total_limit=1,
         load_best_model_at_end=training.patience > 0,
-        metric_for_best_model="accuracy",
+        metric_for_best_model=best if training.patience else None,  # else it keeps that epoch
         dataloader_pin_memory=False,
         seed=seed,
         data_seed=seed,

@@ -34,6 +34,7 @@ from tasks.quantization.readiness import not_ready
 from tasks.release.servable import Servable
 from tasks.stage import discard_outputs, finite, use_threads
 from tests.conftest import Run
+from tests.tiny_models import decoder
 
 Stage = Callable[..., tuple[Path, dict[str, Any]]]
 SHORT = ("distill.training.epochs=1", "finetune.training.epochs=1", "prune.training.epochs=0.5")
@@ -169,6 +170,25 @@ def test_assistants_and_averaged_students(stage: Stage) -> None:
     assert len(layers_of(load_checkpoint(folder))) == 3
     lineage = json.loads((folder / "surgery.json").read_text("utf-8"))["lineage"]
     assert [step["stage"] for step in lineage] == ["baseline", "distill"]
+
+
+def test_the_students_own_model_teaches_it_too_and_a_decoder_writes(
+    smoke: Run, stage: Stage, tmp_path: Path
+) -> None:
+    pretrained = smoke.workspace / "data" / "pretrained"
+    settings = ("distill.student.source=path", f"distill.student.path={pretrained}",
+                "teach.second.enabled=true", "teach.second.training.epochs=1",
+                "gate.baseline_floor=0.02", "teach.writer.enabled=true",
+                "teach.writer.source=path", f"teach.writer.path={decoder(tmp_path / 'decoder')}",
+                "teach.writer.texts=3")  # fmt: skip
+    stage("fetch", *settings)
+    _, metrics = stage("teach", *settings)
+    assert metrics["teachers"] == 2
+    assert 0 < metrics["written"] <= metrics["writer"]["asked"] == 77 * 3
+    assert metrics["second"]["validation"]["accuracy"] > 0.02
+    folder, learned = stage("distill", *settings, *SHORT)
+    assert learned["source"] == "path"
+    exported_alike(folder, tmp_path)
 
 
 def test_a_fresh_student_with_states_of_another_width(stage: Stage, tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ def params(*settings: str) -> Params:
 EVERYTHING = (
     "teach.augment.copies=2", "data.unlabelled=some/texts.csv",
     "data.package.unlabelled=[pkg/texts.tsv]", "teach.teachers=some/teachers",
+    "teach.second.enabled=true", "teach.writer.enabled=true", "distill.student.source=package",
+    "teacher.package.name=another",
     "distill.states=1.0", "distill.attention=1.0", "finetune.embeddings=0.5",
     "finetune.contrastive=0.1", "distill.growth=0.5", "distill.alpha_end=0.0",
     "distill.students=3", "prune.hidden_keep=0.5",
@@ -240,7 +242,9 @@ def test_what_changes_first() -> None:
 def test_layers_are_counted_in_the_model_that_the_recipe_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe_run = resolve("headline", ["distill.student.source=teacher"])
+    recipe_run = resolve(
+        "headline", ["distill.student.source=teacher", "teach.second.enabled=false"]
+    )
     there = Workspace(tmp_path, recipe_run.params, "there", recipe_run.content, mirror=True)
     monkeypatch.setattr("tasks.home.CHECKOUT", tmp_path)
     elsewhere = Workspace(tmp_path / "no", recipe_run.params, "no", recipe_run.content, mirror=True)

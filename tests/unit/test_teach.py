@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tasks import teach
-from tasks.errors import DataError
+from tasks.errors import DataError, GateRefused
 from tasks.modeling.checkpoint import load_checkpoint, save_checkpoint
 from tasks.params import overlay, parse, read_yaml
 from tasks.problems.augmentation import augment
 from tasks.problems.classification import logits_of, read_tokenizer
 from tasks.schema import Params
 from tasks.training import logit_cache
+from tests.tiny_models import decoder
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ["card", "rate", "top up"]
@@ -114,9 +117,12 @@ def test_the_training_texts_alone(workspace: Path) -> None:
     assert metrics == {
         "texts": len(TEXTS),
         "unlabelled": 0,
+        "written": 0,
         "augmented": 0,
         "dropped_copies": 0,
         "teachers": 1,
+        "writer": None,
+        "second": None,
         "train_accuracy": pytest.approx(right.double().mean().item()),
         "train_confidence": pytest.approx(logits.softmax(-1).amax(-1).mean().item(), abs=1e-6),
     }
@@ -184,3 +190,117 @@ def test_a_teacher_of_other_labels_is_refused(workspace: Path, labels: list[str]
     with pytest.raises(DataError, match=r"^teach\.teachers: second has "):
         teach.main(settled())
     assert not Path("data/teacher_logits").exists()
+
+
+@pytest.fixture
+def with_student(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """A student of its own that is to be asked, too; params and pipeline as files, as in a run."""
+    monkeypatch.setenv("STILLROOM_HOME", str(workspace / "home"))
+    checkpoint(workspace / "made", 3, LABELS, [*WORDS, "more"])
+    Path("data/second").mkdir()
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        shutil.copyfile(workspace / "made" / name, Path("data/second") / name)
+    rows = {"text": TEXTS[:5], "label": [0, 1, 2, 0, 1]}
+    pq.write_table(pa.table(rows), "data/prepared/validation.parquet")
+    training = {"epochs": 2, "learning_rate": 0.01, "precision": "fp32", "batch_size": 4}
+    own = {
+        "teach": {"second": {"enabled": True, "training": training}},
+        "teacher": {"training": {"precision": "fp32"}},
+        "distill": {"student": {"source": "path", "path": "data/second"}},
+        "gate": {"baseline_floor": 0.0},
+        "hardware": {"threads": 1},
+    }
+    content = overlay(read_yaml(ROOT / "params.yaml"), own)
+    shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
+    Path("params.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    return parse(content)
+
+
+def test_the_students_own_model_is_fine_tuned_and_asked_as_well(with_student: Params) -> None:
+    metrics = teach.main(with_student)
+    assert metrics["teachers"] == 2
+    assert metrics["second"]["steps"] == 6  # nine texts in batches of four, twice
+    assert not list(Path("home").rglob("checkpoint-*")), "what could be resumed is forgotten"
+    curve = Path("metrics/teach.history.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(curve[-1])["step"] == 6
+
+    student, again = teach.fine_tune_second(with_student, LABELS)
+    assert again == metrics["second"]
+    mine = logits_of(student.model, student.tokenizer, TEXTS)
+    first = alone("data/models/baseline", TEXTS)
+    np.testing.assert_allclose(cached(TEXTS), (first + mine) / 2, atol=4e-3)
+    assert np.abs(first - mine).max() > 0.1
+    right = mine[:5].argmax(-1) == [0, 1, 2, 0, 1]
+    assert again["validation"]["accuracy"] == right.mean()
+
+
+def test_a_student_that_was_fine_tuned_is_not_trained_again(
+    with_student: Params, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cut_off(*_: Any, **__: Any) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as before:
+        before.setattr(logit_cache, "write", cut_off)
+        with pytest.raises(KeyboardInterrupt):
+            teach.main(with_student)
+    capsys.readouterr()
+    resumed = teach.main(with_student)
+    assert "teach: resuming from step 6" in capsys.readouterr().out
+    logits = cached(TEXTS)
+    assert teach.main(with_student) == resumed
+    np.testing.assert_array_equal(cached(TEXTS), logits)
+
+
+def test_a_student_that_is_the_model_of_a_run_is_refused(with_student: Params) -> None:
+    Path("data/second/surgery.json").write_text("{}")
+    with pytest.raises(DataError, match=r"^teach\.second\.enabled: .* of an earlier run"):
+        teach.main(with_student)
+    assert not Path("data/teacher_logits").exists()
+
+
+@pytest.fixture
+def with_writer(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
+    """A decoder that is to write texts; params and pipeline as files, as in a run."""
+    monkeypatch.setenv("STILLROOM_HOME", str(workspace / "home"))
+    decoder(Path("data/writer"))
+    prepared(UNLABELLED)
+    rows = {"text": TEXTS[:5], "label": [0, 1, 2, 0, 1]}
+    pq.write_table(pa.table(rows), "data/prepared/validation.parquet")
+    training = {"epochs": 2, "learning_rate": 0.01, "precision": "fp32", "batch_size": 4}
+    own = {
+        "teach": {
+            "writer": {"enabled": True, "texts": 40, "training": training},
+            "augment": {"copies": 1},
+        },
+        "teacher": {"training": {"precision": "fp32"}},
+        "hardware": {"threads": 1},
+    }
+    content = overlay(read_yaml(ROOT / "params.yaml"), own)
+    shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
+    Path("params.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    return parse(content)
+
+
+def test_a_decoder_writes_texts_that_the_teacher_labels(with_writer: Params) -> None:
+    metrics = teach.main(with_writer)
+    extra = list(logit_cache.extra_texts(Path("data/teacher_logits")))
+    written = extra[len(UNLABELLED) : len(UNLABELLED) + metrics["written"]]
+    assert extra[: len(UNLABELLED)] == UNLABELLED
+    assert 20 < metrics["written"] <= metrics["writer"]["asked"] == 3 * 40
+    assert metrics["writer"]["steps"] == 6
+    assert not {text.casefold() for text in written} & {*TEXTS, *UNLABELLED}
+    copies = list(augment([*TEXTS, TEXTS[0]], with_writer.teach.augment, seed=with_writer.seed))
+    assert extra[len(UNLABELLED) + len(written) :] == [t for t in copies if t not in set(written)]
+    expected = alone("data/models/baseline", written)
+    np.testing.assert_allclose(cached(written), expected, atol=4e-3)
+    assert not list(Path("home").rglob("checkpoint-*")), "what could be resumed is forgotten"
+    assert teach.main(with_writer) == metrics
+    assert list(logit_cache.extra_texts(Path("data/teacher_logits"))) == extra
+
+
+def test_a_second_teacher_has_the_floor_of_the_first(with_student: Params) -> None:
+    high = {"gate": {"baseline_floor": 1.0}, "teach": {"second": {"training": {"epochs": 0.1}}}}
+    params = parse(overlay(with_student.model_dump(mode="json"), high))
+    with pytest.raises(GateRefused, match=r"gate\.baseline_floor: the second teacher has accuracy"):
+        teach.main(params)
