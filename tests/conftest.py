@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from flows.console import load_offline_env
 
 load_offline_env()
+settings.register_profile("stillroom", deadline=None)  # a busy machine is no mistake
+settings.load_profile("stillroom")
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
 
