@@ -192,28 +192,34 @@ def test_a_teacher_of_other_labels_is_refused(workspace: Path, labels: list[str]
     assert not Path("data/teacher_logits").exists()
 
 
+BRIEF = {"epochs": 2, "learning_rate": 0.01, "precision": "fp32", "batch_size": 4}
+
+
+def as_in_a_run(workspace: Path, monkeypatch: pytest.MonkeyPatch, own: dict[str, Any]) -> Params:
+    """What training in the stage needs besides: validation, state, params and pipeline as files."""
+    monkeypatch.setenv("STILLROOM_HOME", str(workspace / "home"))
+    rows = {"text": TEXTS[:5], "label": [0, 1, 2, 0, 1]}
+    pq.write_table(pa.table(rows), "data/prepared/validation.parquet")
+    plain = {"teacher": {"training": {"precision": "fp32"}}, "hardware": {"threads": 1}}
+    content = overlay(overlay(read_yaml(ROOT / "params.yaml"), plain), own)
+    shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
+    Path("params.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    return parse(content)
+
+
 @pytest.fixture
 def with_student(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
-    """A student of its own that is to be asked, too; params and pipeline as files, as in a run."""
-    monkeypatch.setenv("STILLROOM_HOME", str(workspace / "home"))
+    """A student of its own that is to be asked, too."""
     checkpoint(workspace / "made", 3, LABELS, [*WORDS, "more"])
     Path("data/second").mkdir()
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         shutil.copyfile(workspace / "made" / name, Path("data/second") / name)
-    rows = {"text": TEXTS[:5], "label": [0, 1, 2, 0, 1]}
-    pq.write_table(pa.table(rows), "data/prepared/validation.parquet")
-    training = {"epochs": 2, "learning_rate": 0.01, "precision": "fp32", "batch_size": 4}
     own = {
-        "teach": {"second": {"enabled": True, "training": training}},
-        "teacher": {"training": {"precision": "fp32"}},
+        "teach": {"second": {"enabled": True, "training": BRIEF}},
         "distill": {"student": {"source": "path", "path": "data/second"}},
         "gate": {"baseline_floor": 0.0},
-        "hardware": {"threads": 1},
     }
-    content = overlay(read_yaml(ROOT / "params.yaml"), own)
-    shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
-    Path("params.yaml").write_text(yaml.safe_dump(content), "utf-8")
-    return parse(content)
+    return as_in_a_run(workspace, monkeypatch, own)
 
 
 def test_the_students_own_model_is_fine_tuned_and_asked_as_well(with_student: Params) -> None:
@@ -261,25 +267,16 @@ def test_a_student_that_is_the_model_of_a_run_is_refused(with_student: Params) -
 
 @pytest.fixture
 def with_writer(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Params:
-    """A decoder that is to write texts; params and pipeline as files, as in a run."""
-    monkeypatch.setenv("STILLROOM_HOME", str(workspace / "home"))
+    """A decoder that is to write texts."""
     decoder(Path("data/writer"))
     prepared(UNLABELLED)
-    rows = {"text": TEXTS[:5], "label": [0, 1, 2, 0, 1]}
-    pq.write_table(pa.table(rows), "data/prepared/validation.parquet")
-    training = {"epochs": 2, "learning_rate": 0.01, "precision": "fp32", "batch_size": 4}
     own = {
         "teach": {
-            "writer": {"enabled": True, "texts": 40, "training": training},
+            "writer": {"enabled": True, "texts": 40, "training": BRIEF},
             "augment": {"copies": 1},
         },
-        "teacher": {"training": {"precision": "fp32"}},
-        "hardware": {"threads": 1},
     }
-    content = overlay(read_yaml(ROOT / "params.yaml"), own)
-    shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
-    Path("params.yaml").write_text(yaml.safe_dump(content), "utf-8")
-    return parse(content)
+    return as_in_a_run(workspace, monkeypatch, own)
 
 
 def test_a_decoder_writes_texts_that_the_teacher_labels(with_writer: Params) -> None:
