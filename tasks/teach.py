@@ -25,9 +25,8 @@ from accelerate.utils import extract_model_from_parallel
 from tokenizers import Tokenizer
 from torch import nn
 
-from tasks.errors import DataError, GateRefused
-from tasks.evaluation.quality import quality
-from tasks.modeling.checkpoint import load_checkpoint, load_pretrained, parameters
+from tasks.errors import DataError
+from tasks.modeling.checkpoint import load_checkpoint, load_pretrained
 from tasks.modeling.surgery import positions_needed
 from tasks.paths import (
     SECOND,
@@ -45,7 +44,8 @@ from tasks.processor import native_bf16
 from tasks.schema import Params
 from tasks.stage import Metrics, run, say, write_history
 from tasks.training import logit_cache
-from tasks.training.trainer import discard_checkpoints, require_device, train
+from tasks.training.teacher import fine_tune_teacher, require_floor
+from tasks.training.trainer import discard_checkpoints, require_device
 from tasks.training.writer import Lines, fine_tune, read_writer, write
 
 
@@ -174,30 +174,17 @@ def fine_tune_second(params: Params, labels: Sequence[str]) -> tuple[Teacher, Me
     training = params.teach.second.training
     model = load_pretrained(SECOND, classes=len(labels), dropout=training.dropout,
                             seed=params.seed, key="distill.student")  # fmt: skip
-    positions_needed(model, params.data.max_length)
-    tokenizer, validation = read_tokenizer(SECOND, params.data.max_length), read_split(VALIDATION)
-    say(f"teach: fine-tuning the student's model, {parameters(model) / 1e6:.1f} M parameters")
-    trained = train(
-        model,
-        stage="teach",
-        tokenizer=tokenizer,
-        train_split=read_split(TRAIN),
-        validation_split=validation,
-        training=training,
-        hardware=params.hardware,
-        seed=params.seed,
-    )
+    say("teach: the second teacher is the student's own pretrained model")
+    tokenizer, trained = fine_tune_teacher(
+        model, SECOND, stage="teach", training=training, hardware=params.hardware,
+        max_length=params.data.max_length, seed=params.seed,
+    )  # fmt: skip
     # without the autocast that it was trained in: it is asked as the others are
     model = extract_model_from_parallel(model, keep_fp32_wrapper=False).cpu().eval()
-    measured = quality(logits_of(model, tokenizer, validation.texts), validation.labels)
-    say(f"teach: the student's model is right on {measured['accuracy']:.1%} of validation")
-    floor = params.gate.baseline_floor
-    if measured["accuracy"] < floor:
-        raise GateRefused(
-            f"gate.baseline_floor: the second teacher has accuracy {measured['accuracy']:.4f} on "
-            f"validation, expected at least {floor}",
-            next_command="stillroom compress --set teach.second.training.epochs=10",
-        )
+    measured = require_floor(
+        model, tokenizer, params.gate.baseline_floor, who="second teacher",
+        next_command="stillroom compress --set teach.second.training.epochs=10",
+    )  # fmt: skip
     teacher = Teacher(model, tokenizer, list(range(len(labels))))
     return teacher, {"steps": trained.steps, "validation": measured}
 

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import logging
 import math
 import shutil
 import time
@@ -184,8 +183,6 @@ def train(
         return Trained(0, 0, [dict(row) for row in curve])
     objective = Objective() if objective is None else objective
     room = scratch(stage) / (part or "run")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    transformers.utils.logging.disable_progress_bar()
     if learned := any(True for _ in objective.parameters()):
         model.add_module("objective", objective)  # so that it is optimised and resumed, too
     progress = Progress(stage, part, curve)
@@ -201,20 +198,36 @@ def train(
         callbacks=[progress, *callbacks],
         objective=objective,
     )
-    if training.patience:
-        trainer.add_callback(EarlyStoppingCallback(training.patience))
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.remove_callback(transformers.ProgressCallback)
-    checkpoint = get_last_checkpoint(str(room)) if room.exists() else None
-    start = 0 if checkpoint is None else int(checkpoint.rsplit("-", 1)[1])
     if training.precision == "bf16" and not trains_in_bf16(training, hardware):
         say(f"{stage}: this processor has no bfloat16 products: training in fp32")
-    if start:
-        say(f"{stage}: resuming from step {start}")
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    start = to_the_end(trainer, training.patience, name=stage)
     if learned:
         del model.objective
-    return Trained(int(result.global_step), start, progress.curve)
+    return Trained(trainer.state.global_step, start, progress.curve)
+
+
+def to_the_end(trainer: Trainer, patience: int, *, name: str) -> int:
+    """Train, on from the last checkpoint of a run that was cut off.
+
+    Args:
+        patience: epochs without a better one before it stops; 0: never.
+        name: what is trained, for whoever watches.
+
+    Returns:
+        The step it went on from, 0 if there was none.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    if patience:
+        trainer.add_callback(EarlyStoppingCallback(patience))
+    trainer.remove_callback(transformers.PrinterCallback)
+    room = Path(str(trainer.args.output_dir))
+    checkpoint = get_last_checkpoint(str(room)) if room.exists() else None
+    start = 0 if checkpoint is None else int(checkpoint.rsplit("-", 1)[1])
+    if start:
+        say(f"{name}: resuming from step {start}")
+    if trainer.args.num_train_epochs:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    return start
 
 
 def scratch(stage: str) -> Path:
@@ -324,6 +337,7 @@ def arguments(
         data_seed=seed,
         report_to=[],
         disable_tqdm=True,
+        log_level="error",
     )
 
 

@@ -8,7 +8,6 @@ misses its class teaches as much as any other.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ import torch
 import transformers
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Trainer
-from transformers.trainer_utils import get_last_checkpoint
 
 from tasks import schema
 from tasks.errors import DataError
@@ -27,7 +25,7 @@ from tasks.modeling.checkpoint import set_dropout
 from tasks.problems.augmentation import Seen
 from tasks.problems.classification import Split, pad
 from tasks.stage import say
-from tasks.training.trainer import arguments, scratch, trains_in_bf16
+from tasks.training.trainer import arguments, scratch, to_the_end, trains_in_bf16
 
 CANDIDATES = 200
 """Pieces that are drawn from at most, so that no step sorts the vocabulary."""
@@ -180,7 +178,6 @@ def fine_tune(
     args = arguments(training, hardware, seed, room, len(train), best="loss")
     args.per_device_eval_batch_size = training.batch_size  # logits of a whole vocabulary
     args.prediction_loss_only = True
-    logging.getLogger("transformers").setLevel(logging.ERROR)
     trainer = Trainer(
         model=model,
         args=args,
@@ -189,15 +186,7 @@ def fine_tune(
         data_collator=train.collate,
         callbacks=[Told()],
     )
-    if training.patience:
-        trainer.add_callback(transformers.EarlyStoppingCallback(training.patience))
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.remove_callback(transformers.ProgressCallback)
-    checkpoint = get_last_checkpoint(str(room)) if room.exists() else None
-    if checkpoint:
-        say("teach: the writer goes on from its last checkpoint")
-    if training.epochs:
-        trainer.train(resume_from_checkpoint=checkpoint)
+    to_the_end(trainer, training.patience, name="teach: writer")
     losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
     losses = losses or [trainer.evaluate()["eval_loss"]]
     loss = min(losses) if training.patience else losses[-1]

@@ -13,7 +13,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("fetch", "prepare", "baseline", "teach", "distill", "prune", "finetune", "quantize",
           "validate", "deploy")  # fmt: skip
-SCHEMA = {Path(f"tasks/{n}.py") for n in ("params", "schema", "schema_base", "schema_serving")}
+SCHEMA = {Path("tasks/params.py"), *(p.relative_to(ROOT) for p in ROOT.glob("tasks/schema*.py"))}
 """Stages depend on values."""
 DAG = yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]
 SOURCES = sorted(p.relative_to(ROOT) for d in ("flows", "tasks") for p in (ROOT / d).rglob("*.py"))

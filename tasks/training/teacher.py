@@ -1,0 +1,77 @@
+"""Fine-tune a pretrained model as a teacher, and refuse one that is not worth copying."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import PreTrainedModel
+
+from tasks import schema
+from tasks.errors import GateRefused
+from tasks.evaluation.quality import quality
+from tasks.modeling.checkpoint import parameters
+from tasks.modeling.surgery import positions_needed
+from tasks.paths import TRAIN, VALIDATION
+from tasks.problems.classification import logits_of, read_split, read_tokenizer
+from tasks.stage import Metrics, say
+from tasks.training.trainer import Trained, train
+
+
+def fine_tune_teacher(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    stage: str,
+    training: schema.Training,
+    hardware: schema.Hardware,
+    max_length: int,
+    seed: int,
+) -> tuple[Tokenizer, Trained]:
+    """Train in place on the training split.
+
+    Args:
+        folder: where the model is from, with its tokenizer.
+
+    Raises:
+        ParamsError: it has fewer positions than `max_length`; before training.
+        UnavailableError: a GPU is asked for where there is none.
+    """
+    positions_needed(model, max_length)
+    tokenizer = read_tokenizer(folder, max_length)
+    say(f"{stage}: fine-tuning {parameters(model) / 1e6:.1f} M parameters")
+    trained = train(
+        model,
+        stage=stage,
+        tokenizer=tokenizer,
+        train_split=read_split(TRAIN),
+        validation_split=read_split(VALIDATION),
+        training=training,
+        hardware=hardware,
+        seed=seed,
+    )
+    return tokenizer, trained
+
+
+def require_floor(
+    model: nn.Module, tokenizer: Tokenizer, floor: float, *, who: str, next_command: str
+) -> Metrics:
+    """Quality on validation, at least ``gate.baseline_floor``.
+
+    Args:
+        who: is measured, for the message.
+        next_command: what may mend it.
+
+    Raises:
+        GateRefused: its accuracy is below the floor.
+    """
+    validation = read_split(VALIDATION)
+    measured = quality(logits_of(model, tokenizer, validation.texts), validation.labels)
+    if measured["accuracy"] < floor:
+        raise GateRefused(
+            f"gate.baseline_floor: the {who} has accuracy {measured['accuracy']:.4f} on "
+            f"validation, expected at least {floor}",
+            next_command=next_command,
+        )
+    return measured
