@@ -29,10 +29,10 @@ from flows.next_command import of_this_run
 from flows.workspace import resolve
 from tasks import home
 from tasks.errors import StillroomError, UnavailableError, UsageError
-from tasks.evaluation.latency import picked
 from tasks.evaluation.peers import OURS, Peer, peers_markdown
 from tasks.evaluation.readme import section, write_section
 from tasks.params import load
+from tasks.problems.sampling import spread
 from tasks.release.naming import model_name
 from tasks.tracking import count_opening
 
@@ -179,7 +179,7 @@ def measure(
                 progress.note(f"{name}: left out: {error}")
         names = list(children)
         config = room.params.evaluation
-        timed = picked(room.texts, config.latency_texts)
+        timed = spread(room.texts, config.latency_texts)
         progress.note(f"latency on {len(timed)} texts, {config.latency_rounds} rounds, in turn")
         times: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for one in children.values():

@@ -20,13 +20,13 @@ from tasks.modeling.checkpoint import (
     save_checkpoint,
 )
 from tasks.modeling.surgery import factorise_embeddings, keep_layers, shapes_of
-from tasks.paths import DISTILLED, METRICS, PRUNED, TEACHER, TEACHER_LOGITS, TRAIN, VALIDATION
+from tasks.paths import DISTILLED, PRUNED, TEACHER, TEACHER_LOGITS, TRAIN, VALIDATION
 from tasks.problems.classification import read_split, read_tokenizer
 from tasks.pruning.budget import Goal, target_counts
 from tasks.pruning.calibration import Calibration
 from tasks.pruning.depth import block_influence, plan_depth, require_one_left
 from tasks.pruning.importance import importance
-from tasks.pruning.look import look, point
+from tasks.pruning.look import HEAT_MAP, Watch
 from tasks.pruning.sparsify import sparsify
 from tasks.pruning.watch import heat_map
 from tasks.pruning.width import WidthPlan, apply, plan_counts, plan_width, share_left, unit_counts
@@ -34,8 +34,6 @@ from tasks.schema import Params
 from tasks.stage import Metrics, run, say, write_history
 from tasks.training.distillation import NOTHING, distil
 from tasks.training.trainer import Trained, discard_checkpoints, require_device
-
-HEAT_MAP = METRICS / "prune.png"
 
 
 def main(params: Params) -> Metrics:
@@ -50,7 +48,8 @@ def main(params: Params) -> Metrics:
     require_device(params.hardware)
     require_one_left(len(full), config.drop_layers)
     tokenizer, validation = read_tokenizer(DISTILLED, limit), read_split(VALIDATION)
-    calibration = Calibration(student, tokenizer, read_split(TRAIN), config.calibration_samples)
+    calibration = Calibration(student, tokenizer, read_split(TRAIN), config.calibration_samples,
+                              params.seed)  # fmt: skip
     before, trained = parameters(student), NOTHING
 
     layers = list(range(len(full)))
@@ -62,7 +61,7 @@ def main(params: Params) -> Metrics:
         factorise_embeddings(student, config.embedding_rank)
 
     plans: list[WidthPlan] = []
-    seen: list[Metrics] = []
+    watch = Watch(tokenizer, validation, full, seed)
     goal = Goal()
     for number in range(1, config.rounds + 1):
         scores = importance(student, calibration.batches(), method=config.importance, seed=seed)
@@ -80,27 +79,20 @@ def main(params: Params) -> Metrics:
             )  # fmt: skip
         apply(plan, student)
         plans.append(plan)
-        shapes = dict(zip(layers, shapes_of(student), strict=True))
-        seen.append(look(student, tokenizer, validation, [shapes.get(i) for i in range(len(full))],
-                         number=number, seed=seed))  # fmt: skip
-        trained = Trained(trained.steps, 0, [*trained.curve, point(seen[-1], trained.curve)])
-        write_history("prune", trained.curve)
-        heat_map([s["shapes"] for s in seen], full, HEAT_MAP)
-        say(
-            f"prune: round {number}: {parameters(student) / 1e6:.2f} M parameters, "
-            f"accuracy {seen[-1]['accuracy']:.4f}, sharpness {seen[-1]['sharpness']:.3f}"
-        )
+        trained = watch.see(student, layers, trained)
         if number < config.rounds:
             trained = recover(student, params, f"round {number}", trained)
 
     def train(model: nn.Module, callbacks: Sequence[TrainerCallback], part: str) -> None:
         nonlocal trained
-        trained = recover(model, params, part, trained, callbacks)
+        trained = watch.see(model, layers, recover(model, params, part, trained, callbacks))
 
     sparse = sparsify(
         student, config.sparsity, calibration, train=train, dense=DISTILLED, layers=layers,
         rank=config.embedding_rank, plans=plans,
     )  # fmt: skip
+    if config.sparsity.method in ("wanda", "sparsegpt"):
+        watch.see(student, layers, trained)
     kept = [{"heads": len(shape.heads), "ffn": shape.ffn} for shape in shapes_of(student)]
     say(f"prune: kept {kept}; {before / 1e6:.2f} → {parameters(student) / 1e6:.2f} M parameters")
     step = {"stage": "prune", "importance": config.importance, "scope": config.scope,
@@ -110,7 +102,7 @@ def main(params: Params) -> Metrics:
     return {
         "kept": kept,
         "layers": layers,
-        "rounds": [{k: v for k, v in one.items() if k != "shapes"} for one in seen],
+        "rounds": watch.rounds,
         **goal.report,
         "sparsity": {"share": sparse.share, "matrices": sparse.matrices},
         **outcome("prune", student, read_tokenizer(DISTILLED, limit), PRUNED,

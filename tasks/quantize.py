@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.errors import GateRefused
 from tasks.evaluation.latency import p50_of
 from tasks.evaluation.quality import quality
 from tasks.hardware import PROFILES, Profile
@@ -21,6 +22,7 @@ from tasks.modeling.checkpoint import load_checkpoint
 from tasks.modeling.exits import load_exits
 from tasks.paths import FINETUNED, QUANTIZED, TRAIN, VALIDATION
 from tasks.problems.classification import encode, logits_of, read_split, read_tokenizer
+from tasks.problems.sampling import by_chance, spread
 from tasks.quantization.aware import train_aware
 from tasks.quantization.choice import Build, better, build, choose, form_for
 from tasks.quantization.confidence import fit_temperature, fold_temperature
@@ -115,6 +117,7 @@ def main(params: Params) -> Metrics:
             f"{found['full_depth']:.4f} at full depth, stop at each exit: "
             f"{', '.join(f'{share:.0%}' for share in found['share'])}")  # fmt: skip
 
+    require_budget(params, file_bytes(QUANTIZED), quantisation["action"])
     servable = Servable(QUANTIZED)
     # one by one, as they are served: the scales of activations are those of a whole batch
     logits = np.concatenate([servable.logits([text]) for text in validation.texts])
@@ -133,6 +136,21 @@ def main(params: Params) -> Metrics:
         **depth,
         "runtime": {"p50_ms_by_runtime": times},
     }  # fmt: skip
+
+
+def require_budget(params: Params, size: int, action: str) -> None:
+    """Hold the served files to what pruning planned for: int8 all through, exits left out.
+
+    Raises:
+        GateRefused: they take more bytes.
+    """
+    limit, int8 = params.prune.budget.bytes, params.quantize.scheme in ("dynamic", "static")
+    if params.prune.enabled and int8 and 0 < limit < size:
+        raise GateRefused(
+            f"prune.budget.bytes: the served files take {size:,}, expected at most {limit:,}; "
+            f"done about int8: {action}; exits: {list(params.exits.layers)}",
+            next_command=f"stillroom compress --set prune.budget.bytes={limit * limit // size}",
+        )
 
 
 def build_for(
@@ -154,16 +172,14 @@ def times_of(builds: Sequence[Build], texts: Sequence[str]) -> dict[str, float]:
     if len(here) < 2:
         return {}
     say(f"quantize: timing {', '.join(made.runtime for made in here)} on validation texts")
-    times = p50_of([made.model.parent for made in here], texts[:TIMED_TEXTS], rounds=3)
+    times = p50_of([made.model.parent for made in here], spread(texts, TIMED_TEXTS), rounds=3)
     return {made.runtime: time for made, time in zip(here, times, strict=True)}
 
 
 def calibration_texts(config: Quantize, seed: int) -> list[str]:
     """The training texts that ranges of activations are taken from."""
     texts = read_split(TRAIN).texts
-    count = min(config.calibration.samples, len(texts))
-    picked = np.random.default_rng(seed).choice(len(texts), count, replace=False)
-    return [texts[i] for i in sorted(picked)]
+    return [texts[i] for i in by_chance(len(texts), config.calibration.samples, seed)]
 
 
 def wants_training(served: Build) -> bool:

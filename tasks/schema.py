@@ -331,16 +331,43 @@ class Params(Section):
         if self.data.folds == 1 or self.data.fold >= max(self.data.folds, 1):
             raise ValueError(f"data.fold: found {self.data.fold} of {self.data.folds} folds, "
                              "expected 0 of none, or one of at least two")  # fmt: skip
-        if self.prune.sparsity.method == "lottery" and self.distill.early == 0:
-            raise ValueError("distill.early: found 0 with prune.sparsity.method lottery, expected "
-                             "a share of the steps such as 0.05")  # fmt: skip
+        if self.distill.assistants and self.distill.student.source in ("fresh", "run"):
+            raise ValueError(
+                f"distill.assistants: found layers with distill.student.source "
+                f"{self.distill.student.source}, expected none: its layers are not chosen"
+            )
         asked = any(self.prune.budget.model_dump().values())
         if asked and self.prune.hidden_keep < 1:
             raise ValueError(
                 f"prune.hidden_keep: found {self.prune.hidden_keep} with a prune.budget, "
                 "expected 1.0: a budget plans heads and neurons alone"
             )
+        if asked and self.prune.scope == "global":
+            raise ValueError("prune.scope: found global with a prune.budget, expected layer: a "
+                             "budget plans each layer")  # fmt: skip
         sparsity = self.prune.sparsity
+        if sparsity.method == "lottery":
+            epochs = self.distill.training.epochs if self.distill.enabled else 0
+            if not (epochs and self.distill.early):
+                raise ValueError(
+                    f"distill.early: found {self.distill.early} of {epochs:g} epochs of distill "
+                    "with prune.sparsity.method lottery, expected a share of some such as 0.05"
+                )
+            if self.distill.students > 1:
+                raise ValueError(
+                    f"distill.students: found {self.distill.students} with prune.sparsity.method "
+                    "lottery, expected 1: a mean of students has no early copy"
+                )
+        if sparsity.method in ("magnitude", "lottery") and not self.prune.training.epochs:
+            raise ValueError(
+                f"prune.training.epochs: found 0 with prune.sparsity.method {sparsity.method}, "
+                "expected that it trains: weights go while it does"
+            )
+        if sparsity.method in ("wanda", "sparsegpt") and sparsity.scope == "global":
+            raise ValueError(
+                f"prune.sparsity.scope: found global with prune.sparsity.method {sparsity.method}, "
+                "expected layer: its scores do not compare across matrices"
+            )
         if sparsity.method != "none" and sparsity.pattern == "2of4" and sparsity.target != 0.5:
             raise ValueError(
                 f"prune.sparsity.target: found {sparsity.target}, expected 0.5 with pattern 2of4"

@@ -167,6 +167,9 @@ class Tracker:
         ]
         self._drawn[stage] = self._drawn.get(stage, 0) + len(rows)
         self._write(child, points=points)
+        picture = self._root / "metrics" / f"{stage}.png"
+        if picture.exists() and any("round" in row for row in rows):  # of what was cut, at once
+            self._client.log_artifact(child, str(picture))
 
     def _end(self, stage: str, outputs: str, ran: bool) -> None:
         parent = self._parent()

@@ -26,6 +26,7 @@ from tasks.evaluation.comparison import (
 )
 from tasks.evaluation.statistics import ClassDrops
 from tasks.evaluation.swaps import read_swaps
+from tasks.problems.sampling import evenly, spread
 from tasks.schema import Evaluation
 
 LONG_TEXTS = 128
@@ -93,11 +94,10 @@ def from_behaviour(
         posts: long ones; of none, texts of test are strung together.
         columns: of test, by slice that the user declared.
     """
-    step = max(len(answers.texts) // config.evidence_texts, 1)
-    texts = list(answers.texts[::step][: config.evidence_texts])
+    texts = spread(answers.texts, config.evidence_texts)
+    where = evenly(len(answers.texts), config.evidence_texts)
     labels, theirs, own = (
-        array[::step][: config.evidence_texts]
-        for array in (answers.labels, answers.teacher, answers.candidate)
+        array[where] for array in (answers.labels, answers.teacher, answers.candidate)
     )
     swaps = read_swaps(Path(config.counterfactual))
     unknown = tokenizer.token_to_id("[UNK]") or tokenizer.token_to_id("<unk>")
@@ -124,16 +124,12 @@ def from_behaviour(
         "counterfactual": behaviour.counterfactuals(teacher, candidate, texts, swaps),
         "memorisation": behaviour.memorisation(train, texts, own, seed=seed),
         "long_texts": behaviour.long_texts(
-            teacher, candidate, texts[:LONG_TEXTS], labels[:LONG_TEXTS], long,
+            teacher, candidate, spread(texts, LONG_TEXTS),
+            labels[evenly(len(texts), LONG_TEXTS)], long,
             pieces=lambda text: len(pieces(text)) + 2, max_length=max_length,
         ),
         "scripts": behaviour.scripts(candidate, swaps.scripts, unknown_share),
     }  # fmt: skip
-
-
-def spread(texts: Sequence[str], count: int) -> list[str]:
-    """At most so many of them, from one end to the other."""
-    return list(texts[:: max(len(texts) // count, 1)][:count])
 
 
 def declared_slices(path: Path, names: Sequence[str]) -> dict[str, list[str]]:

@@ -155,11 +155,6 @@ def answerer(servable: Servable) -> Answerer:
     return answer
 
 
-def picked(texts: Sequence[str], count: int) -> list[str]:
-    """At most `count` texts, spread over all of them, to be timed."""
-    return list(texts[:: max(len(texts) // count, 1)][:count])
-
-
 def grid(
     answerers: Mapping[str, Answerer],
     texts_of: Mapping[int, Sequence[str]],

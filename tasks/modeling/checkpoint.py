@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -95,8 +95,12 @@ def load_pretrained(
     return model
 
 
-def load_checkpoint(folder: Path, *, dropout: float = 0.0) -> PreTrainedModel:
+def load_checkpoint(
+    folder: Path, *, dropout: float = 0.0, weights: str = "model.safetensors"
+) -> PreTrainedModel:
     """Build the recorded shapes, then load the weights strictly; the model is in eval mode.
+
+    Weights are copied one by one, so that there is no second set of them.
 
     Raises:
         IntegrityError: weights and shapes do not fit.
@@ -106,7 +110,7 @@ def load_checkpoint(folder: Path, *, dropout: float = 0.0) -> PreTrainedModel:
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     try:
         reshape(model, read_shapes(folder), read_model_shape(folder))
-        model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+        load_weights(model, folder / weights)
     except (RuntimeError, ValueError, IndexError, SafetensorError) as error:
         raise IntegrityError(
             f"{folder}: weights do not fit surgery.json ({str(error).splitlines()[-1].strip()})",
@@ -114,6 +118,23 @@ def load_checkpoint(folder: Path, *, dropout: float = 0.0) -> PreTrainedModel:
         ) from error
     set_dropout(model, dropout)
     return model.eval()
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Copy the weights of a file into a model that has all of them and no other.
+
+    Raises:
+        ValueError: a name or a shape is another.
+    """
+    own = model.state_dict()
+    with safe_open(path, framework="pt") as file:
+        if other := set(own) ^ set(file.keys()):
+            raise ValueError(f"{min(other)} is in one of the two alone")
+        for name, weight in own.items():
+            saved = file.get_tensor(name)
+            if saved.shape != weight.shape:
+                raise ValueError(f"{name} is {list(saved.shape)}, expected {list(weight.shape)}")
+            weight.copy_(saved)
 
 
 def save_checkpoint(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+PIECES = 4096
+"""Rows of a table that are in double precision at a time."""
+
 
 class FactorisedEmbedding(nn.Module):
     """Piece ids ``[...]`` → vectors ``[..., channels]``, through a narrow table.
@@ -50,11 +53,15 @@ def factorised(words: nn.Module, rank: int) -> FactorisedEmbedding:
     they are trained on, and int8 costs less than with all of S on either side. V comes from the
     eigenvectors of WᵀW in double precision: its size is the number of channels, not of pieces.
     """
-    dense = vectors(words).double()
-    right = torch.linalg.eigh(dense.T @ dense).eigenvectors.flip(1)[:, :rank]  # largest first
-    left = dense @ right
-    root = left.norm(dim=0).sqrt().clamp_min(1e-12)  # a table of lower rank leaves zeros
+    parts = vectors(words).split(PIECES)
+    width = parts[0].shape[1]
+    square = torch.zeros(width, width, dtype=torch.float64, device=parts[0].device)
+    for part in parts:
+        square += part.double().T @ part.double()
+    values, vectors_of = torch.linalg.eigh(square)
+    right = vectors_of.flip(1)[:, :rank]  # largest first
+    # ‖W v‖² is v's eigenvalue; a table of lower rank leaves zeros
+    root = values.flip(0)[:rank].clamp_min(0.0).sqrt().sqrt().clamp_min(1e-12)
+    left = torch.cat([(part.double() @ (right / root)).float() for part in parts])
     padding: int | None = words.padding_idx  # type: ignore[assignment]
-    return FactorisedEmbedding(
-        (left / root).float(), (right * root).float().contiguous(), padding=padding
-    )
+    return FactorisedEmbedding(left, (right * root).float().contiguous(), padding=padding)

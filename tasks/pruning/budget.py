@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from tasks.problems.classification import Split, batches, encode, logits_of
+from tasks.problems.sampling import spread
 from tasks.pruning.cost import Bench, calibrate, measured, plan_within
 from tasks.pruning.importance import ModelScores
 from tasks.pruning.planner import Counts, counts_of
@@ -50,7 +51,7 @@ def target_counts(
     asked = any(config.budget.model_dump().values())
     if not (asked or config.sensitivity):
         return Goal()
-    texts = validation.texts[:SENSITIVITY_TEXTS]
+    texts = spread(validation.texts, SENSITIVITY_TEXTS)
     ids = encode(tokenizer, texts)
     reference = logits_of(student, tokenizer, texts)
     pad_id: int = student.config.pad_token_id

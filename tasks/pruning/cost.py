@@ -26,6 +26,7 @@ from tasks.evaluation.footprint import flops
 from tasks.evaluation.latency import p50_of
 from tasks.modeling.surgery import keep_heads, keep_neurons, shapes_of
 from tasks.problems.classification import encode, pad, read_tokenizer
+from tasks.problems.sampling import spread
 from tasks.pruning.importance import LayerScores
 from tasks.pruning.planner import Cost, Counts, Price, counts_of, exceeded, plan_budget
 from tasks.pruning.sensitivity import Curve, smallest
@@ -57,7 +58,7 @@ class Bench:
     @property
     def sample(self) -> list[str]:
         """At most `LATENCY_TEXTS` of the texts, evenly spread over them."""
-        return list(self.texts[:: max(len(self.texts) // LATENCY_TEXTS, 1)][:LATENCY_TEXTS])
+        return spread(self.texts, LATENCY_TEXTS)
 
     def median_ids(self) -> list[int]:
         """Ids of the text of median length."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from scipy.linalg import lapack
 from torch import nn
 
 from tasks.errors import DataError
@@ -29,6 +30,10 @@ Batch = Sequence[torch.Tensor]
 """Ids and mask ``[batch, length]``; what follows them is not read."""
 Batches = Callable[[], Iterable[Batch]]
 """Starts a pass over the same calibration texts; called once a layer."""
+Sums = dict[nn.Linear, torch.Tensor]
+"""Of one layer's matrices: a statistic of their inputs, over all tokens."""
+Statistic = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
+"""Adds that of a matrix's inputs ``[real tokens, inputs]`` in one batch to the sum so far."""
 
 
 @torch.no_grad()
@@ -47,8 +52,9 @@ def wanda(
         DataError: there is no token to calibrate on.
     """
 
-    def prune(module: nn.Linear, squares: torch.Tensor) -> None:
-        keep = wanda_mask(module.weight, squares.sqrt(), target=target, pattern=pattern)
+    def prune(module: nn.Linear, sums: Sums) -> None:
+        norms = sums.pop(module).sqrt()
+        keep = wanda_mask(module.weight, norms, target=target, pattern=pattern)
         module.weight.masked_fill_(~keep, 0.0)
 
     check_pattern(matrices(model), target, pattern)
@@ -82,10 +88,9 @@ def sparsegpt(
         DataError: there is no token to calibrate on, or a Hessian cannot be inverted.
     """
 
-    def prune(module: nn.Linear, hessian: torch.Tensor) -> None:
-        pruned = sparsegpt_weight(
-            module.weight, hessian, target=target, pattern=pattern, damping=damping, block=block
-        )
+    def prune(module: nn.Linear, sums: Sums) -> None:
+        root = _inverse_root(sums.pop(module), damping)  # and then the Hessian is gone
+        pruned = _compensated(module.weight, root, target=target, pattern=pattern, block=block)
         module.weight.copy_(pruned)
 
     check_pattern(matrices(model), target, pattern)
@@ -146,9 +151,16 @@ def sparsegpt_weight(
     Raises:
         DataError: the damped Hessian cannot be inverted.
     """
+    root = _inverse_root(hessian, damping)
+    return _compensated(weight, root, target=target, pattern=pattern, block=block)
+
+
+def _compensated(
+    weight: torch.Tensor, root: torch.Tensor, *, target: float, pattern: Pattern, block: int
+) -> torch.Tensor:
+    """`sparsegpt_weight` with the `_inverse_root` at hand."""
     rows, columns = weight.shape
     pruned = weight.detach().T.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
-    root = _inverse_root(hessian, damping)
     block += -block % 4  # so that no group of four is split
     starts = range(0, columns, block)
     counts = shared_out(target, [rows * min(block, columns - start) for start in starts])
@@ -189,33 +201,36 @@ def _prune_columns(
 def _inverse_root(hessian: torch.Tensor, damping: float) -> torch.Tensor:
     """The upper triangular R with ``Rᵀ R = (H + damping · mean(diag H) · I)⁻¹``.
 
-    It is the transposed Cholesky factor of the inverse. With rows and columns counted from the
-    end, H is ``L Lᵀ`` and R the inverse of L, so that the Hessian itself need not be inverted.
+    It is the transposed Cholesky factor of the inverse, which LAPACK makes in the place of a
+    copy in double precision: beside the Hessian no second such matrix is held.
     """
-    damped = hessian.flip(0, 1).double()
+    damped = hessian.to("cpu", torch.float64, copy=True, memory_format=torch.contiguous_format)
     damped.diagonal().add_(damping * damped.diagonal().mean())
-    lower, failed = torch.linalg.cholesky_ex(damped)
+    by_columns = damped.numpy().T  # the same matrix, in the order that LAPACK works in
+    _, failed = lapack.dpotrf(by_columns, lower=1, overwrite_a=1)
     if failed:
         raise DataError(
             f"prune.calibration_samples: the Hessian of {len(hessian)} inputs cannot be inverted "
             "at these texts, expected more of them",
             next_command="stillroom compress --set prune.calibration_samples=1024",
         )
-    del damped
-    inverse = torch.eye(len(hessian), dtype=torch.float64, device=hessian.device).T
-    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)  # in place
-    del lower
-    return inverse.flip(0, 1)
+    lapack.dpotri(by_columns, lower=1, overwrite_c=1)
+    lapack.dpotrf(by_columns, lower=1, overwrite_a=1, clean=1)
+    return damped.to(hessian.device)
 
 
-def _squares(inputs: torch.Tensor) -> torch.Tensor:
+def _squares(inputs: torch.Tensor, total: torch.Tensor | None) -> torch.Tensor:
     """What Wanda sums over the tokens: the square of each feature, in double precision."""
-    return inputs.double().square().sum(dim=0)
+    parts = inputs.split(256, dim=1)  # a copy in double precision of all would be large
+    found = torch.cat([part.double().square().sum(dim=0) for part in parts])
+    return found if total is None else total.add_(found)
 
 
-def _hessian(inputs: torch.Tensor) -> torch.Tensor:
+def _hessian(inputs: torch.Tensor, total: torch.Tensor | None) -> torch.Tensor:
     """What SparseGPT sums over the tokens: ``2 X Xᵀ``, X being ``[inputs, tokens]``."""
-    return 2.0 * (inputs.T @ inputs)
+    width = inputs.shape[1]
+    total = inputs.new_zeros(width, width) if total is None else total
+    return total.addmm_(inputs.T, inputs, alpha=2.0)
 
 
 class _LayerDone(Exception):
@@ -225,13 +240,13 @@ class _LayerDone(Exception):
 def _layer_by_layer(
     model: nn.Module,
     batches: Batches,
-    statistic: Callable[[torch.Tensor], torch.Tensor],
-    prune: Callable[[nn.Linear, torch.Tensor], None],
+    statistic: Statistic,
+    prune: Callable[[nn.Linear, Sums], None],
 ) -> None:
     """Sum a statistic of the inputs of each layer's matrices, prune them, go to the next layer.
 
     Args:
-        statistic: of the inputs ``[real tokens, inputs]`` of one matrix in one batch.
+        prune: takes its matrix's sum out of them.
     """
     training = model.training
     model.eval()
@@ -239,7 +254,7 @@ def _layer_by_layer(
         for layer in layers_of(model):
             sums = _input_sums(model, layer, batches(), statistic)
             for module in list(sums):
-                prune(module, sums.pop(module))
+                prune(module, sums)
     finally:
         model.train(training)
 
@@ -248,14 +263,13 @@ def _input_sums(
     model: nn.Module,
     layer: nn.Module,
     batches: Iterable[Batch],
-    statistic: Callable[[torch.Tensor], torch.Tensor],
-) -> dict[nn.Linear, torch.Tensor]:
-    sums: dict[nn.Linear, torch.Tensor] = {}
+    statistic: Statistic,
+) -> Sums:
+    sums: Sums = {}
     real = torch.empty(0)
 
     def add(module: Any, args: tuple[Any, ...]) -> None:
-        found = statistic(args[0][real])
-        sums[module] = sums[module].add_(found) if module in sums else found
+        sums[module] = statistic(args[0][real], sums.get(module))
 
     def stop(*_: Any) -> None:
         raise _LayerDone

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import TrainerCallback
 
@@ -78,8 +77,7 @@ def _early(
     dense: Path, layers: Sequence[int], rank: int, plans: Sequence[WidthPlan]
 ) -> dict[str, torch.Tensor]:
     """The weights from early in distillation, cut as the student has been since."""
-    model = load_checkpoint(dense)
-    model.load_state_dict(load_file(dense / EARLY), strict=True)
+    model = load_checkpoint(dense, weights=EARLY)
     keep_layers(model, layers)
     if rank:
         factorise_embeddings(model, rank)

@@ -45,6 +45,16 @@ def sparsity_of(model: nn.Module) -> float:
     return sum(map(_zeros, chosen)) / sum(m.weight.numel() for m in chosen)
 
 
+def left_by_layer(model: nn.Module) -> list[float]:
+    """Share of the weights of each layer's matrices that are not zero."""
+    found = []
+    for layer in layers_of(model):
+        linears = [module for module in layer.modules() if isinstance(module, nn.Linear)]
+        zeros = sum(map(_zeros, linears))
+        found.append(1.0 - zeros / sum(module.weight.numel() for module in linears))
+    return found
+
+
 def nonzero(chosen: Matrices) -> dict[str, torch.Tensor]:
     """The masks that the weights have now."""
     return {name: m.weight.detach() != 0 for name, m in chosen.items()}

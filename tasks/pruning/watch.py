@@ -8,7 +8,7 @@ the weights as the measure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import nn
 
 from tasks.modeling.surgery import LayerShape
 
-CHUNK = 1 << 20
+CHUNK = 1 << 14
 """Weights that noise is drawn for at a time: what a direction takes beyond the saved weights."""
 INK, MUTED = "#1f2933", "#7b8794"
 DROPPED = "#e4e7eb"
@@ -81,16 +81,22 @@ def _perturb(matrix: torch.Tensor, radius: float, generator: torch.Generator) ->
         part += noise * (radius * part.norm(dim=1, keepdim=True) / lengths)
 
 
-def heat_map(
-    rounds: Sequence[Sequence[LayerShape | None]], full: Sequence[LayerShape], path: Path
-) -> None:
-    """Draw what each layer has left after each round; the same shapes give the same bytes.
+Kept = Sequence[Mapping[str, Any] | None]
+"""By layer: ``heads``, ``ffn``, and ``weights``, the share that is not zero; None: it has gone."""
+PANELS = {"attention heads": lambda layer: layer["heads"],
+          "feed-forward neurons": lambda layer: layer["ffn"],
+          "weights not zero, %": lambda layer: round(100 * layer["weights"])}  # fmt: skip
 
-    Two panels, heads and neurons; a row is a layer, a column a round, the first column the
-    model before any. Colour is the share of the first column, the number what is left.
+
+def heat_map(rounds: Sequence[Kept], full: Sequence[LayerShape], path: Path) -> None:
+    """Draw what each layer has left after each round; the same figures give the same bytes.
+
+    A panel for heads, one for neurons, and one for single weights where any is zero; a row is a
+    layer, a column a round, the first column the model before any. Colour is the share of the
+    first column, the number what is left.
 
     Args:
-        rounds: shapes after each round, aligned with `full`; None for a layer that has gone.
+        rounds: what `look` says is kept after each, aligned with `full`.
         full: shapes before the first.
         path: the PNG to write.
 
@@ -100,17 +106,18 @@ def heat_map(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns: list[Sequence[LayerShape | None]] = [full, *rounds]
+    start = [{"heads": len(one.heads), "ffn": one.ffn, "weights": 1.0} for one in full]
+    columns: list[Kept] = [start, *rounds]
     if any(len(column) != len(full) for column in columns):
         raise ValueError(f"expected {len(full)} layers in each round, None for one that has gone")
-    size = (1.9 + 2 * 0.62 * max(len(columns), 3), 1.5 + 0.34 * max(len(full), 4))
+    sparse = any(layer and layer["weights"] < 1 for column in columns for layer in column)
+    titles = [*PANELS] if sparse else [*PANELS][:2]
+    size = (1.9 + len(titles) * 0.62 * max(len(columns), 3), 1.5 + 0.34 * max(len(full), 4))
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2, sharey=True)
-    for panel, title, count in zip(
-        axes, ("attention heads", "feed-forward neurons"), (_heads, _neurons), strict=True
-    ):
-        left = [[None if shape is None else count(shape) for shape in c] for c in columns]
+    axes = figure.subplots(1, len(titles), sharey=True)
+    for panel, title in zip(axes, titles, strict=True):
+        left = [[None if one is None else PANELS[title](one) for one in c] for c in columns]
         image = _panel(panel, left, title)
     axes[0].set_ylabel("layer", color=INK)
     bar = figure.colorbar(image, ax=axes, label="share kept", fraction=0.04, pad=0.02)
@@ -118,14 +125,6 @@ def heat_map(
     path.parent.mkdir(parents=True, exist_ok=True)
     # without the version in the file, the same figures give the same bytes
     figure.savefig(path, format="png", metadata={"Software": None})
-
-
-def _heads(shape: LayerShape) -> int:
-    return len(shape.heads)
-
-
-def _neurons(shape: LayerShape) -> int:
-    return shape.ffn
 
 
 def _panel(axes: Any, columns: Sequence[Sequence[int | None]], title: str) -> Any:

@@ -153,9 +153,9 @@ def _counts(
     if scope == "layer":
         wanted = [count * share for count in original]
     else:
-        ranked = torch.cat(list(scores)).sort(descending=True).values
-        count = min(max(round(sum(original) * share), 1), len(ranked))
-        wanted = [float((s >= ranked[count - 1]).sum()) for s in scores]
+        owner = torch.arange(len(scores)).repeat_interleave(torch.tensor([len(s) for s in scores]))
+        best = keep_best(torch.cat(list(scores)), max(round(sum(original) * share), 1))
+        wanted = owner[list(best)].bincount(minlength=len(scores)).tolist()
     return [
         min(max(round(w / multiple) * multiple, multiple), len(s))
         for w, s in zip(wanted, scores, strict=True)

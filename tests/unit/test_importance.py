@@ -21,6 +21,7 @@ from tasks.modeling.surgery import (
     keep_layers,
     keep_neurons,
 )
+from tasks.pruning.calibration import TEXTS_AT_A_TIME
 from tasks.pruning.importance import (
     Batch,
     ModelScores,
@@ -28,6 +29,8 @@ from tasks.pruning.importance import (
     channel_axes,
     importance,
 )
+from tasks.pruning.one_shot import sparsegpt, wanda
+from tasks.pruning.watch import sharpness
 from tests.tiny_models import CLASSES, FFN, HEADS, HIDDEN, KINDS, PIECES, tiny
 
 GRADIENT_METHODS = ("taylor", "fisher")
@@ -380,3 +383,44 @@ def test_memory_stays_within_twice_the_model(sizeable: nn.Module) -> None:
         lambda: [torch.autograd.grad(loss_of(sizeable, text), weights) for text in single]
     )
     assert each > 4 * size
+
+
+@pytest.fixture(scope="module")
+def narrow() -> nn.Module:
+    """Of the default student's size before pruning: the smallest model that is worth it."""
+    config = AutoConfig.for_model(
+        "bert", vocab_size=4272, hidden_size=384, num_hidden_layers=3, num_attention_heads=12,
+        intermediate_size=1536, max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    config._attn_implementation = "eager"
+    return AutoModelForSequenceClassification.from_config(config).eval()
+
+
+def pruned_by_wanda(model: nn.Module, batches: list[Batch]) -> None:
+    wanda(model, lambda: batches, target=0.5, pattern="unstructured")
+
+
+def pruned_by_sparsegpt(model: nn.Module, batches: list[Batch]) -> None:
+    sparsegpt(model, lambda: batches, target=0.5, pattern="unstructured")
+
+
+def looked_at(model: nn.Module, _: list[Batch]) -> None:
+    sharpness(model, lambda changed: 0.0, radius=0.05, samples=2, seed=0)
+
+
+def given_a_product_for_a_table(model: nn.Module, _: list[Batch]) -> None:
+    factorise_embeddings(model, 128)
+
+
+@pytest.mark.parametrize(
+    "use", [pruned_by_wanda, pruned_by_sparsegpt, looked_at, given_a_product_for_a_table]
+)
+def test_pruning_holds_no_more_than_the_model_once_more(
+    narrow: nn.Module, use: Callable[[nn.Module, list[Batch]], None]
+) -> None:
+    """With batches as `Calibration` makes them, of the longest texts; looking without its loss."""
+    model = clone(narrow)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    ids = torch.randint(1, 4272, (TEXTS_AT_A_TIME, 64))
+    batch = (ids, torch.ones_like(ids), torch.zeros(len(ids), dtype=torch.long))
+    assert peak_bytes(lambda: use(model, [batch] * 2)) <= 1.01 * size

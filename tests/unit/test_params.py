@@ -107,6 +107,29 @@ def test_sparsity_that_cannot_come_out_is_refused() -> None:
         parse(changed("prune", gradual))
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"prune": {"sparsity": {"method": "magnitude"}, "training": {"epochs": 0}}},
+         r"prune\.training\.epochs: found 0"),
+        ({"prune": {"sparsity": {"method": "wanda", "scope": "global"}}},
+         r"prune\.sparsity\.scope: found global"),
+        ({"prune": {"budget": {"bytes": 4_000_000}, "scope": "global"}},
+         r"prune\.scope: found global"),
+        ({"prune": {"sparsity": {"method": "lottery"}}, "distill": {"early": 0.1, "students": 2}},
+         r"distill\.students: found 2"),
+        ({"prune": {"sparsity": {"method": "lottery"}},
+          "distill": {"early": 0.1, "enabled": False}},
+         r"distill\.early: found 0\.1 of 0 epochs"),
+        ({"distill": {"assistants": [[0, 1]], "student": {"source": "fresh"}}},
+         r"distill\.assistants: .* fresh"),
+    ],
+)  # fmt: skip
+def test_what_would_be_passed_over_is_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ParamsError, match=said):
+        parse(overlay(RAW, settings))
+
+
 def test_a_second_teacher_needs_a_model_of_its_own() -> None:
     for source in ("teacher", "fresh", "run"):
         wanted = {"enabled": True}

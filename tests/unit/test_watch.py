@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import numpy as np
@@ -113,8 +114,12 @@ def full(layers: int) -> list[LayerShape]:
     return [LayerShape(tuple(range(12)), 1536)] * layers
 
 
-def cut(layers: int, *, heads: int, ffn: int) -> list[LayerShape]:
-    return [LayerShape(tuple(range(heads)), ffn)] * layers
+def left(heads: int, ffn: int, weights: float = 1.0) -> dict[str, Any]:
+    return {"heads": heads, "ffn": ffn, "weights": weights}
+
+
+def cut(layers: int, *, heads: int, ffn: int) -> list[dict[str, Any]]:
+    return [left(heads, ffn)] * layers
 
 
 @pytest.mark.parametrize(("layers", "rounds"), [(3, 1), (12, 4), (24, 10)])
@@ -152,14 +157,17 @@ def test_numbers_stand_in_the_cells_and_a_dropped_layer_is_marked(
         return draw(self, x, y, text, **style)
 
     monkeypatch.setattr(Axes, "text", spy)
-    after = [LayerShape((1, 4, 7), 96), None, LayerShape((0,), 32)]
+    after = [left(3, 96), None, left(1, 32)]
     heat_map([after], full(3), tmp_path / "map.png")
     heads, neurons = written[:6], written[6:]
     assert [text for _, _, text in heads] == ["12"] * 3 + ["3", "–", "1"]
     assert [text for _, _, text in neurons] == ["1536"] * 3 + ["96", "–", "32"]
     assert heads[3][:2] == (1, 0)
+    heat_map([after, [left(3, 96, 0.104), None, left(1, 32, 0.5)]], full(3), tmp_path / "map.png")
+    weights = [text for _, _, text in written[-9:]]
+    assert weights == ["100"] * 3 + ["100", "–", "100"] + ["10", "–", "50"]
 
 
 def test_rounds_must_be_aligned(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected 3 layers"):
-        heat_map([full(2)], full(3), tmp_path / "map.png")
+        heat_map([cut(2, heads=1, ffn=1)], full(3), tmp_path / "map.png")

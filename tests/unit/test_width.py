@@ -56,6 +56,9 @@ def test_layers_compete_only_globally() -> None:
     free = plan_width(uneven, heads_keep=1, ffn_keep=0.5, scope="global", multiple=1)
     assert [len(layer.neurons) for layer in even.layers] == [2, 2]
     assert [len(layer.neurons) for layer in free.layers] == [4, 1]  # and no layer is left empty
+    dead = scores([3.0, 0.0, 0.0, 0.0], [2.0, 1.0, 0.0, 0.0])  # more than are to go are worth 0
+    cut = plan_width(dead, heads_keep=1, ffn_keep=0.5, scope="global", multiple=1)
+    assert [layer.neurons for layer in cut.layers] == [(0, 1), (0, 1)]
 
 
 @given(
