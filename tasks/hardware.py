@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 
+from tasks.gpu import gpu_flags
 from tasks.processor import cpu_flags
 
 
@@ -56,6 +57,11 @@ def profile_of(flags: Set[str], *, like: str = PLAIN) -> str:
     return next((p.name for p in ordered if p.needs <= flags), PLAIN)
 
 
-def detect_profile() -> str:
-    """The profile of this machine's processor."""
-    return profile_of(cpu_flags())
+def detect_profile(like: str = PLAIN) -> str:
+    """The profile of this machine: of its processor, or of its GPU if `like` is a GPU's."""
+    return profile_of(flags_here(like), like=like)
+
+
+def flags_here(like: str) -> Set[str]:
+    """The processor's flags, and the GPU's where it matters: its driver takes its time."""
+    return cpu_flags() | gpu_flags() if for_gpu(like) else cpu_flags()

@@ -19,7 +19,7 @@ from tasks.quantization.fidelity import Fidelity
 from tasks.quantization.forms import weight_bits
 from tasks.quantization.readiness import not_ready
 from tasks.quantization.search import Exam, attempt, quantise
-from tasks.runtimes.interface import missing
+from tasks.runtimes.interface import missing, opened
 
 MARGIN = 1.05
 """Times faster that an engine must be than one listed before it: less is noise."""
@@ -105,6 +105,9 @@ def build(
     if absent:
         say(f"quantize: {runtime}: {absent}; ONNX Runtime answers for it, unmeasured in speed")
     record = quantise(exam, model, form, fit, say=say, runtime="onnxruntime" if absent else runtime)
+    if not absent and (absent := opened(model, runtime=runtime,
+                                        weight_bits=weight_bits(form, fit))[1]):  # fmt: skip
+        say(f"quantize: {runtime}: {absent}; ONNX Runtime has answered for it")
     lost = Fidelity(**{key: record[key] for key in KEPT})
     return Build(
         runtime, form, fit, model, record, absent=absent, **judged(runtime, model, form, lost)

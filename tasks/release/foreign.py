@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Set
 
-from tasks.gpu import gpu_flags
-from tasks.hardware import PROFILES, for_gpu, profile_of
-from tasks.processor import cpu_flags
+from tasks.hardware import PROFILES, flags_here, profile_of
 
 
 def foreign(profile: str, flags: Set[str] | None = None) -> str | None:
@@ -14,8 +12,7 @@ def foreign(profile: str, flags: Set[str] | None = None) -> str | None:
 
     It answers alike; the speed that it was gated with is another machine's.
     """
-    if flags is None:  # the GPU's driver takes its time, and is asked where it matters
-        flags = cpu_flags() | gpu_flags() if for_gpu(profile) else cpu_flags()
+    flags = flags_here(profile) if flags is None else flags
     if profile not in PROFILES or PROFILES[profile].needs <= flags:
         return None
     here = profile_of(flags, like=profile)

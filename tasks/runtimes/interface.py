@@ -12,6 +12,8 @@ from tasks.processor import saturates
 
 INPUTS = ("input_ids", "attention_mask")
 """What every graph takes, ``[batch, length]`` int64 each."""
+LONGEST = "max_length"
+"""Property of a graph: the length in pieces that its position table reaches to."""
 NAMES = ("onnxruntime", "openvino", "tensorrt")
 """All read the same ``model.onnx``; the first is always there."""
 
@@ -60,28 +62,38 @@ def load(
 ) -> Runtime:
     """Open a model in the engine named, or in ONNX Runtime where that one cannot run here.
 
-    A stand-in answers from the same file; ``describe()`` names it, and a line is logged.
+    A stand-in answers from the same file; ``describe()`` names it, and a line is logged. For a
+    GPU's engine it computes on the GPU, too, where this ONNX Runtime can.
 
     Args:
         model: the ``.onnx`` file.
         threads: of the engine, inside one operator.
         weight_bits: how far int8 weights reach, 7 or 8.
     """
+    engine, fault = opened(model, runtime=runtime, threads=threads, weight_bits=weight_bits)
+    if fault is not None:
+        logging.getLogger("stillroom").warning("%s: %s: ONNX Runtime answers", runtime, fault)
+    return engine
+
+
+def opened(
+    model: Path, *, runtime: str, threads: int = 1, weight_bits: int = 8
+) -> tuple[Runtime, str | None]:
+    """What `load` gives, and why that is not the engine named; None where it is."""
     if (fault := missing(runtime, weight_bits=weight_bits)) is None:
         try:
             match runtime:
                 case "openvino":
                     from tasks.runtimes.openvino import OpenVinoRuntime
 
-                    return OpenVinoRuntime(model, threads=threads)
+                    return OpenVinoRuntime(model, threads=threads), None
                 case "tensorrt":
                     from tasks.runtimes.tensorrt import TensorRtRuntime
 
-                    return TensorRtRuntime(model)
+                    return TensorRtRuntime(model), None
         except Exception as error:  # whatever an engine raises, the file can still be answered from
             fault = f"{type(error).__name__}: {error}"
-    if fault is not None:
-        logging.getLogger("stillroom").warning("%s: %s: ONNX Runtime answers", runtime, fault)
     from tasks.runtimes.onnx import OnnxRuntime
 
-    return OnnxRuntime(model, threads=threads, weight_bits=weight_bits)
+    gpu = runtime == "tensorrt"
+    return OnnxRuntime(model, threads=threads, weight_bits=weight_bits, gpu=gpu), fault

@@ -17,6 +17,9 @@ SLOWER = ["SkipLayerNormFusion"]
 themselves take a third of the time (infra/decisions/export-for-serving.md)."""
 
 
+PROVIDERS = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
 class OnnxRuntime:
     """An ONNX classifier: token ids in, logits out.
 
@@ -27,9 +30,12 @@ class OnnxRuntime:
             processor adds products in 16 bits; there ONNX Runtime is told to take its exact
             path, so that a file answers the same on every machine
             (infra/decisions/same-answers-everywhere.md).
+        gpu: on a GPU where this ONNX Runtime can; *unverified on a GPU*.
     """
 
-    def __init__(self, model: Path | bytes, *, threads: int = 1, weight_bits: int = 8) -> None:
+    def __init__(
+        self, model: Path | bytes, *, threads: int = 1, weight_bits: int = 8, gpu: bool = False
+    ) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -40,7 +46,9 @@ class OnnxRuntime:
         self._session = ort.InferenceSession(
             model if isinstance(model, bytes) else str(model),
             options,
-            providers=["CPUExecutionProvider"],
+            providers=[
+                one for one in PROVIDERS[0 if gpu else 1 :] if one in ort.get_available_providers()
+            ],
             disabled_optimizers=SLOWER,
         )
         self._takes = [one.name for one in self._session.get_inputs()]

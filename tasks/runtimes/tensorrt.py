@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from tasks.errors import UnavailableError
 from tasks.files import file_sha256
 from tasks.home import home
-from tasks.runtimes.interface import INPUTS
+from tasks.runtimes.interface import INPUTS, LONGEST
 
-PROFILES = (((1, 2), (1, 16), (1, 512)), ((2, 2), (8, 32), (64, 512)))
-"""Smallest, likeliest and largest ``(batch, length)``: one text at a time, and batches."""
+MOST = 64
+"""Texts that an engine takes at a time."""
 WORKSPACE = 1 << 30
 """Bytes that the builder may use to try a kernel."""
 
@@ -46,19 +47,25 @@ def _installed(package: str) -> bool:
         return False
 
 
-def profile_for(batch: int, length: int) -> int | None:
-    """Which of `PROFILES` takes a shape; None where the engine was built for none such."""
-    for index, (least, _, most) in enumerate(PROFILES):
-        if least[0] <= batch <= most[0] and least[1] <= length <= most[1]:
-            return index
-    return None
+def profiles(longest: int) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """Smallest, likeliest and largest ``(batch, length)``: one text at a time, and batches."""
+    return (
+        ((1, 2), (1, min(16, longest)), (1, longest)),
+        ((2, 2), (8, min(32, longest)), (MOST, longest)),
+    )
+
+
+def longest_of(model: onnx.ModelProto) -> int:
+    """Pieces that a graph's position table reaches to: an engine for more cannot be built."""
+    named = {one.key: one.value for one in model.metadata_props}
+    return int(named.get(LONGEST, 512))
 
 
 def engine_name(model: str, gpu: str, capability: tuple[int, int], version: str) -> str:
     """Where an engine is kept: another file, GPU or version is another engine.
 
     Args:
-        model: sha256 of the ``.onnx`` file.
+        model: sha256 of the ``.onnx`` file, which also says how long a text may be.
         gpu: its name, as CUDA has it.
         capability: compute capability, major and minor.
         version: of TensorRT.
@@ -86,6 +93,7 @@ class TensorRtRuntime:
         self._logger = trt.Logger(trt.Logger.ERROR)
         kept = folder or home() / "engines"
         kept.mkdir(parents=True, exist_ok=True)
+        self._longest = longest_of(onnx.load(model, load_external_data=False))
         gpu, capability = self._gpu()
         path = kept / engine_name(file_sha256(model), gpu, capability, trt.__version__)
         plan = path.read_bytes() if path.is_file() else self._build(model, kept, path)
@@ -104,8 +112,15 @@ class TensorRtRuntime:
         """Logits ``[batch, classes]`` float32 for ids and mask ``[batch, length]`` int64.
 
         Raises:
-            UnavailableError: a shape outside `PROFILES`, or CUDA refuses.
+            UnavailableError: a text is longer than the engine takes, or CUDA refuses.
         """
+        starts = range(0, len(input_ids), MOST)
+        parts = [self._run(input_ids[at : at + MOST], attention_mask[at : at + MOST])
+                 for at in starts]  # fmt: skip
+        return np.concatenate(parts)
+
+    def _run(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """Of at most `MOST` texts."""
         cuda, kinds = self._cuda, self._cuda.cudaMemcpyKind
         context = self._context(*input_ids.shape)
         arrays = [np.ascontiguousarray(a, dtype=np.int64) for a in (input_ids, attention_mask)]
@@ -145,13 +160,12 @@ class TensorRtRuntime:
 
     def _context(self, batch: int, length: int) -> Any:
         """The execution context whose optimisation profile takes a shape."""
-        profile = profile_for(batch, length)
-        if profile is None:
+        if not 2 <= length <= self._longest:
             raise UnavailableError(
-                f"TensorRT: batch {batch} of {length} pieces, expected at most "
-                f"{PROFILES[-1][-1][0]} of {PROFILES[-1][-1][1]}",
-                next_command="stillroom predict with fewer texts at a time",
+                f"TensorRT: found a text of {length} pieces, expected 2 to {self._longest}",
+                next_command="stillroom doctor",
             )
+        profile = 0 if batch == 1 else 1
         if profile not in self._contexts:
             context = self._engine.create_execution_context()
             context.set_optimization_profile_async(profile, int(self._stream))
@@ -180,7 +194,7 @@ class TensorRtRuntime:
                                    next_command="stillroom doctor")  # fmt: skip
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
-        for shapes in PROFILES:
+        for shapes in profiles(self._longest):
             profile = builder.create_optimization_profile()
             for name in INPUTS:
                 profile.set_shape(name, *shapes)

@@ -345,20 +345,18 @@ def test_an_engine_belongs_to_a_file_a_gpu_and_a_version() -> None:
     assert len({one, *others}) == 5
 
 
-@pytest.mark.parametrize(
-    ("batch", "length", "profile"),
-    [
-        (1, 2, 0),
-        (1, 512, 0),
-        (2, 16, 1),
-        (64, 512, 1),
-        (65, 16, None),
-        (8, 513, None),
-        (1, 1, None),
-    ],
-)
-def test_a_shape_has_its_profile(batch: int, length: int, profile: int | None) -> None:
-    assert tensorrt.profile_for(batch, length) == profile
+@pytest.mark.parametrize("scheme", ["none", "half", "static", "dynamic", "weight_only"])
+def test_an_engine_is_for_no_more_than_the_position_table(
+    graph: Path, tmp_path: Path, scheme: str
+) -> None:
+    model = onnx.load(made(graph, tmp_path, scheme=scheme))
+    longest = tensorrt.longest_of(model)
+    assert longest == 16
+    for least, likely, most in tensorrt.profiles(longest):
+        assert least <= likely <= most
+        assert most[1] == longest
+    ids = np.full((1, longest), 3, np.int64)
+    assert np.isfinite(load(tmp_path / "made.onnx").run(ids, np.ones_like(ids))).all()
 
 
 def test_profiles_of_gpus_ask_for_symmetric_bytes() -> None:
