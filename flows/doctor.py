@@ -117,6 +117,7 @@ def _int8(m: Machine, params: Params) -> Finding:
         "note",
         "byte products are added in 16 bits: bundles with 8-bit weights "
         "take an exact, slower path here; profiles with 7-bit weights need none",
+        "stillroom compress --set hardware.profile=cpu-avx2",
     )
 
 
@@ -138,6 +139,13 @@ def _gpu_finding(m: Machine, params: Params) -> Finding:
             "gpu",
             "problem",
             "hardware.device is cuda, and no GPU was found",
+            "stillroom compress --set hardware.device=cpu",
+        )
+    if params.hardware.device == "cuda" and (m.installed["torch"] or "").endswith("+cpu"):
+        return Finding(
+            "gpu",
+            "problem",
+            f"hardware.device is cuda, and this torch is a build without CUDA ({m.gpu} is there)",
             "stillroom compress --set hardware.device=cpu",
         )
     return Finding("gpu", "ok", f"{m.gpu or 'none'}; nothing of the main job needs one")

@@ -5,10 +5,12 @@ Nothing is installed, started or changed but two empty files, by which links are
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -179,5 +181,11 @@ def _held(lock: Path) -> bool:
 def _sqlite_opens(uri: str) -> bool:
     """A store that is not there yet will be made: its folder has to be writable."""
     file = Path(uri.partition(":///")[2])
+    if file.exists():
+        try:
+            with contextlib.closing(sqlite3.connect(file, timeout=2)) as store:
+                store.execute("BEGIN IMMEDIATE").connection.rollback()
+        except sqlite3.Error:
+            return False
     place = next(p for p in (file, *file.parents) if p.exists())
     return os.access(place, os.W_OK) and (home().exists() or os.access(place, os.X_OK))

@@ -23,7 +23,7 @@ from tasks.modeling.checkpoint import (
     save_checkpoint,
 )
 from tasks.paths import LABELS, PRETRAINED, TEACHER, TEACHER_SERVABLE, VALIDATION
-from tasks.problems.classification import read_labels, read_split
+from tasks.problems.classification import logits_of, read_labels, read_split
 from tasks.quantization.export import export_servable
 from tasks.schema import Params
 from tasks.stage import Metrics, run, say
@@ -46,8 +46,9 @@ def main(params: Params) -> Metrics:
     discard_checkpoints("baseline")
 
     teacher = load_checkpoint(TEACHER)
+    texts = read_split(VALIDATION).texts
     measured = require_floor(
-        teacher, tokenizer, params.gate.baseline_floor, who="teacher",
+        logits_of(teacher, tokenizer, texts), params.gate.baseline_floor, who="teacher",
         next_command="stillroom compress --set teacher.training.epochs=10",
     )  # fmt: skip
     say("baseline: exporting the teacher as a servable folder")
@@ -56,7 +57,7 @@ def main(params: Params) -> Metrics:
         TEACHER_SERVABLE,
         max_length=params.data.max_length,
         profile=params.hardware.profile,
-        sample_texts=read_split(VALIDATION).texts[:16],
+        sample_texts=texts[:16],
     )
     return {
         "runtime": {"resumed_from": trained.resumed_from},

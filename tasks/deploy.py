@@ -26,7 +26,7 @@ from tasks.release.servable import (
 from tasks.schema import Params
 from tasks.stage import Metrics, read_metrics, run, say
 
-LINEAGE = ("fetch", "prepare", "baseline", "distill", "prune", "finetune", "quantize")
+LINEAGE = ("fetch", "prepare", "baseline", "teach", "distill", "prune", "finetune", "quantize")
 
 
 def main(params: Params) -> Metrics:

@@ -55,6 +55,11 @@ def main(params: Params) -> Metrics:
     names = json.loads((TEACHERS / "teachers.json").read_text("utf-8"))
     folders = [TEACHER, *(TEACHERS / name for name in names)]
     teachers = [read_teacher(folder, labels, params.data.max_length) for folder in folders]
+    for name, teacher in zip(names, teachers[1:], strict=True):
+        require_floor(
+            mean_logits([teacher], read_split(VALIDATION).texts), params.gate.baseline_floor,
+            who=f"teacher {name}", next_command="stillroom compress --set teach.teachers=DIR",
+        )  # fmt: skip
     second = writer = None
     written: list[str] = []
     if params.teach.second.enabled:
@@ -181,11 +186,12 @@ def fine_tune_second(params: Params, labels: Sequence[str]) -> tuple[Teacher, Me
     )  # fmt: skip
     # without the autocast that it was trained in: it is asked as the others are
     model = extract_model_from_parallel(model, keep_fp32_wrapper=False).cpu().eval()
+    teacher = Teacher(model, tokenizer, list(range(len(labels))))
     measured = require_floor(
-        model, tokenizer, params.gate.baseline_floor, who="second teacher",
+        mean_logits([teacher], read_split(VALIDATION).texts), params.gate.baseline_floor,
+        who="second teacher",
         next_command="stillroom compress --set teach.second.training.epochs=10",
     )  # fmt: skip
-    teacher = Teacher(model, tokenizer, list(range(len(labels))))
     return teacher, {"steps": trained.steps, "validation": measured}
 
 

@@ -43,7 +43,6 @@ from tasks.evaluation.latency import (
     engine_ratio,
     grid,
     measure,
-    picked,
 )
 from tasks.evaluation.linear import LinearModel
 from tasks.evaluation.page import render_page
@@ -88,6 +87,7 @@ from tasks.problems.classification import (
     read_split,
     read_tokenizer,
 )
+from tasks.problems.sampling import spread
 from tasks.release.gate import Evidence, judge
 from tasks.release.servable import Servable, artifact_sha256, file_bytes, file_hashes
 from tasks.release.stages import read_stage_files
@@ -178,8 +178,9 @@ def main(params: Params) -> Metrics:
         latency=speed.latency.rows,
         paired_speed=speed.latency.paired_ratio("teacher", "deploy"),
         profile=params.hardware.profile,
-        measured_on=detect_profile(),
+        measured_on=detect_profile(like=params.hardware.profile),
         device=params.hardware.device,
+        sparsity=read_metrics("finetune").get("sparsity", 0.0),
     )
     write_json(SUMMARY, result)
     (REPORTS / "summary.md").write_text(render_markdown(result, details), encoding="utf-8")
@@ -257,7 +258,7 @@ def measure_speed(
     max_length: int,
 ) -> Speed:
     """Time all models on the same texts in one interleaved run, with one thread each."""
-    timed = picked(texts, config.latency_texts)
+    timed = spread(texts, config.latency_texts)
     candidate, teacher_onnx = Servable(QUANTIZED), Servable(TEACHER_SERVABLE)
     answerers: dict[str, Answerer] = {
         "teacher": PyTorchRuntime(TEACHER, max_length=max_length, threads=1).predict,
@@ -298,7 +299,7 @@ def depth_curve(test: Split, names: Sequence[str], config: Evaluation) -> dict[s
     say("validate: accuracy and latency over the confidence asked for")
     found = adaptive_depth(
         Servable(QUANTIZED), test.texts, test.labels, names,
-        timed=picked(test.texts, config.latency_texts), rounds=config.latency_rounds,
+        timed=spread(test.texts, config.latency_texts), rounds=config.latency_rounds,
     )  # fmt: skip
     return {"adaptive_depth": found}
 

@@ -82,6 +82,8 @@ class Details:
     """The profile of the machine at hand."""
     device: str = "cpu"
     """Where the models were trained and measured."""
+    sparsity: float = 0.0
+    """Share of zeros over the matrices of the candidate's layers."""
     notes: Sequence[str] = ()
     """Further lines, as they are."""
 
@@ -363,6 +365,19 @@ def notes(summary: Mapping[str, Any], details: Details) -> list[str]:
         )
     if details.device == "cpu":
         lines.append("Nothing in this run ran on a GPU.")
+    built = (summary.get("evidence") or {}).get("quantisation") or {}
+    for row in built.get("runtimes", ()):
+        if row["runtime"] == built["runtime"] and row["absent"]:
+            gpu = "; *unverified on a GPU*" if row["runtime"] == "tensorrt" else ""
+            lines.append(
+                f"Built for {row['runtime']}, which did not run here ({row['absent']}): answers, "
+                f"latency and energy are {row['answered_by']}'s on the same file{gpu}."
+            )
+    if details.sparsity:
+        lines.append(
+            f"{details.sparsity:.0%} of the weights in the layers' matrices are zero: size and "
+            "latency above are what that has brought on this engine."
+        )
     if details.profile:
         measured = f", measured on `{details.measured_on}`" if details.measured_on else ""
         lines.append(f"Built for the hardware profile `{details.profile}`{measured}.")

@@ -25,6 +25,7 @@ WEIGHT_LICENCES = {
 BANKING = "banking"
 STEPS = {
     "baseline": "The teacher: the pretrained encoder, fine-tuned and frozen",
+    "teach": "The teacher, and whoever is asked with it, answers every text that is learned from",
     "distill": "The student learns the teacher's soft answers",
     "prune": "What contributes least is removed",
     "finetune": "The pruned student recovers, taught by the same teacher",
@@ -169,6 +170,9 @@ def _steps(params: Mapping[str, Any], lineage: Mapping[str, Mapping[str, Any]]) 
     ]
     for stage, meaning in STEPS.items():
         knobs = params["teacher"]["training"] if stage == "baseline" else params[stage]
+        if stage == "teach":
+            knobs = {key: part for key, part in knobs.items()
+                     if not isinstance(part, Mapping) or part.get(SWITCH, True)}  # fmt: skip
         if not knobs.get(SWITCH, True):
             parts.append(f"### {stage}\n\nSwitched off: the model before it passed through.")
             continue

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer
-from torch import nn
 from transformers import PreTrainedModel
 
 from tasks import schema
@@ -14,7 +14,7 @@ from tasks.evaluation.quality import quality
 from tasks.modeling.checkpoint import parameters
 from tasks.modeling.surgery import positions_needed
 from tasks.paths import TRAIN, VALIDATION
-from tasks.problems.classification import logits_of, read_split, read_tokenizer
+from tasks.problems.classification import read_split, read_tokenizer
 from tasks.stage import Metrics, say
 from tasks.training.trainer import Trained, train
 
@@ -54,20 +54,18 @@ def fine_tune_teacher(
     return tokenizer, trained
 
 
-def require_floor(
-    model: nn.Module, tokenizer: Tokenizer, floor: float, *, who: str, next_command: str
-) -> Metrics:
+def require_floor(logits: np.ndarray, floor: float, *, who: str, next_command: str) -> Metrics:
     """Quality on validation, at least ``gate.baseline_floor``.
 
     Args:
-        who: is measured, for the message.
+        logits: of the validation split, ``[texts, classes]``.
+        who: has answered, for the message.
         next_command: what may mend it.
 
     Raises:
         GateRefused: its accuracy is below the floor.
     """
-    validation = read_split(VALIDATION)
-    measured = quality(logits_of(model, tokenizer, validation.texts), validation.labels)
+    measured = quality(logits, read_split(VALIDATION).labels)
     if measured["accuracy"] < floor:
         raise GateRefused(
             f"gate.baseline_floor: the {who} has accuracy {measured['accuracy']:.4f} on "

@@ -82,8 +82,14 @@ def test_the_summary_is_of_the_served_bytes(smoke: Run) -> None:
     assert said.split()[0] == manifest["artifact_sha256"]
 
 
+EVIDENCE = {"calibration", "confusions", "counterfactual", "energy", "engine", "flips", "latency",
+            "long_texts", "mcnemar", "memorisation", "ood", "per_class", "quantisation",
+            "robustness", "scripts", "slices"}  # fmt: skip
+
+
 def test_the_evidence_is_whole(smoke: Run) -> None:
     evidence = read(smoke.workspace / "reports" / "summary.json")["evidence"]
+    assert set(evidence) == EVIDENCE
     assert all(evidence[key] for key in evidence if key not in ("memorisation", "confusions"))
     assert {row["name"] for row in evidence["robustness"]} >= {"typing errors", "capitals"}
     own = read(smoke.workspace / "metrics" / "quantize.json")["quantisation"]

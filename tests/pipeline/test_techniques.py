@@ -19,7 +19,7 @@ import torch
 import yaml
 from onnx import numpy_helper
 
-from tasks.errors import UsageError
+from tasks.errors import GateRefused, UsageError
 from tasks.hardware import PROFILES
 from tasks.modeling.architecture import layers_of
 from tasks.modeling.checkpoint import load_checkpoint
@@ -31,7 +31,7 @@ from tasks.quantization.aware import train_aware
 from tasks.quantization.choice import Build
 from tasks.quantization.export import check_export, export_onnx
 from tasks.quantization.readiness import not_ready
-from tasks.release.servable import Servable
+from tasks.release.servable import Servable, file_bytes
 from tasks.stage import discard_outputs, finite, use_threads
 from tests.conftest import Run
 from tests.tiny_models import decoder
@@ -108,7 +108,7 @@ def test_rounds_with_recovery_between(stage: Stage, workspace: Path) -> None:
     assert (workspace / "metrics" / "prune.png").read_bytes().startswith(b"\x89PNG")
     curve = (workspace / "metrics" / "prune.history.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(row)["round"] for row in curve] == [1]
-    assert single["kept"] == single["rounds"][-1]["kept"]
+    assert [one | {"weights": 1.0} for one in single["kept"]] == single["rounds"][-1]["kept"]
 
 
 def test_a_budget_is_met_or_refused(stage: Stage) -> None:
@@ -128,11 +128,17 @@ def test_a_budget_is_met_or_refused(stage: Stage) -> None:
     [("wanda", "unstructured", 0.6), ("wanda", "2of4", 0.5), ("sparsegpt", "unstructured", 0.6),
      ("sparsegpt", "2of4", 0.5), ("magnitude", "unstructured", 0.6)],
 )  # fmt: skip
-def test_zeros_survive_finetuning(stage: Stage, method: str, pattern: str, share: float) -> None:
+def test_zeros_survive_finetuning(
+    stage: Stage, tmp_path: Path, method: str, pattern: str, share: float
+) -> None:
     settings = (f"prune.sparsity.method={method}", f"prune.sparsity.pattern={pattern}",
                 f"prune.sparsity.target={share}")  # fmt: skip
     pruned, metrics = stage("prune", *settings)
     assert metrics["sparsity"]["share"] == pytest.approx(share, abs=2e-3)
+    assert [one["round"] for one in metrics["rounds"]] == [1, 2]  # of width, then of zeros
+    left = [layer["weights"] for layer in metrics["rounds"][-1]["kept"]]
+    assert left == pytest.approx([1 - share] * 3, abs=2e-3)
+    exported_alike(pruned, tmp_path)
     before = matrices(load_checkpoint(pruned))
     recovered, after = stage("finetune", *settings)
     assert after["sparsity"] >= metrics["sparsity"]["share"]
@@ -141,13 +147,16 @@ def test_zeros_survive_finetuning(stage: Stage, method: str, pattern: str, share
         assert not torch.equal(matrix.weight, before[name].weight)
 
 
-def test_a_lottery_ticket_is_rewound(stage: Stage) -> None:
+def test_a_lottery_ticket_is_rewound(stage: Stage, tmp_path: Path) -> None:
     settings = ("distill.early=0.1", "prune.sparsity.method=lottery", "prune.sparsity.rounds=2",
                 "prune.sparsity.target=0.5", "prune.training.epochs=0.2")  # fmt: skip
     distilled, _ = stage("distill", *settings)
     assert (distilled / "early.safetensors").exists()
     pruned, metrics = stage("prune", *settings)
     assert sparsity_of(load_checkpoint(pruned)) == pytest.approx(0.5, abs=2e-3)
+    zeros = [1 - one["kept"][0]["weights"] for one in metrics["rounds"]]  # of width, three tickets
+    assert zeros == pytest.approx([0.0, 0.0, 1 - 0.5**0.5, 0.5], abs=2e-3)
+    exported_alike(pruned, tmp_path)
     assert metrics["parameters"] < 5_000_000
 
 
@@ -256,6 +265,22 @@ def test_training_with_simulated_int8(stage: Stage) -> None:
     assert json.loads((folder / "serving.json").read_text("utf-8"))["runtime"] == found["runtime"]
     assert served["bytes"] == (folder / "model.onnx").stat().st_size
     assert not (folder / "trained.onnx").exists()
+
+
+def test_training_with_simulated_int8_begins_by_itself_beyond_the_budget(stage: Stage) -> None:
+    folder, metrics = stage("quantize", "quantize.max_flips=0.0", "quantize.max_loss=0.0",
+                            "quantize.aware.training.epochs=0.2")  # fmt: skip
+    tried = [one["what"] for one in metrics["quantisation"]["tried"]]
+    assert tried[0] == "dynamic"
+    assert tried[-1] == "trained with simulated int8"
+    assert metrics["file_bytes"] == file_bytes(folder)
+
+
+def test_what_is_served_keeps_the_bytes_that_pruning_planned_for(stage: Stage) -> None:
+    with pytest.raises(GateRefused, match=r"prune\.budget\.bytes: the served files take 3,") as no:
+        stage("quantize", "prune.budget.bytes=3000000")
+    assert "--set prune.budget.bytes=2" in str(no.value.next_command)
+    stage("quantize", "prune.budget.bytes=9000000")
 
 
 def test_simulated_int8_keeps_zeros_and_suits_the_engine_that_serves(

@@ -113,6 +113,13 @@ def test_whether_the_remote_answers(tmp_path: Path, url: str, answers: bool) -> 
     assert (said == "") is answers, said
 
 
+@pytest.mark.parametrize(("content", "opens"), [(None, True), (b"", True), (b"SQLite" * 99, False)])
+def test_whether_the_store_opens(tmp_path: Path, content: bytes | None, opens: bool) -> None:
+    if content is not None:
+        (tmp_path / "mlflow.db").write_bytes(content)
+    assert machine._sqlite_opens(f"sqlite:///{tmp_path}/mlflow.db") is opens
+
+
 def test_an_engine_is_missed_only_where_it_is_asked_for() -> None:
     assert found("runtimes").level == "ok"
     assert found("runtimes").found == "onnxruntime, openvino (tensorrt: no NVIDIA GPU)"
@@ -126,7 +133,10 @@ def test_an_engine_is_missed_only_where_it_is_asked_for() -> None:
 def test_a_gpu_is_missed_only_where_it_is_asked_for() -> None:
     assert found("gpu").level == "ok"
     assert found("gpu", settings("device", "cuda")).level == "problem"
-    assert found("gpu", settings("device", "cuda"), gpu="some, 9.0").level == "ok"
+    built = {"numpy": "2.4.0", "torch": "2.13.0+cu130"}
+    asked, there = settings("device", "cuda"), {"gpu": "NVIDIA H100"}
+    assert found("gpu", asked, **there, installed=built).level == "ok"
+    assert "without CUDA" in found("gpu", asked, **there).found
 
 
 def test_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

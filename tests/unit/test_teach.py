@@ -86,10 +86,13 @@ def prepared(unlabelled: Sequence[str] = ()) -> None:
     pq.write_table(train, "data/prepared/train.parquet")
     table = pa.table({"text": pa.array(unlabelled, pa.string())})
     pq.write_table(table, "data/prepared/unlabelled.parquet")
+    rows = {"text": TEXTS[:5], "label": [0, 1, 2, 0, 1]}
+    pq.write_table(pa.table(rows), "data/prepared/validation.parquet")
 
 
 def settled(precision: str = "fp32", **augmentation: Any) -> Params:
-    own = {"teach": {"augment": augmentation}, "teacher": {"training": {"precision": precision}}}
+    own = {"teach": {"augment": augmentation}, "teacher": {"training": {"precision": precision}},
+           "gate": {"baseline_floor": 0.0}}  # fmt: skip
     return parse(overlay(read_yaml(ROOT / "params.yaml"), own))
 
 
@@ -183,6 +186,15 @@ def test_further_teachers_are_averaged_label_by_label(workspace: Path) -> None:
     assert np.abs(first - second).max() > 0.1
 
 
+def test_a_further_teacher_below_the_floor_is_not_asked(workspace: Path) -> None:
+    checkpoint(Path("data/teachers/weak"), 1, LABELS, WORDS)
+    further("weak")
+    params = parse(overlay(settled().model_dump(mode="json"), {"gate": {"baseline_floor": 1.0}}))
+    with pytest.raises(GateRefused, match=r"gate\.baseline_floor: the teacher weak has accuracy"):
+        teach.main(params)
+    assert not Path("data/teacher_logits").exists()
+
+
 @pytest.mark.parametrize("labels", [[*LABELS[:2], "other"], LABELS[:2], [*LABELS, "more"]])
 def test_a_teacher_of_other_labels_is_refused(workspace: Path, labels: list[str]) -> None:
     checkpoint(Path("data/teachers/second"), 1, labels, WORDS)
@@ -196,10 +208,8 @@ BRIEF = {"epochs": 2, "learning_rate": 0.01, "precision": "fp32", "batch_size": 
 
 
 def as_in_a_run(workspace: Path, monkeypatch: pytest.MonkeyPatch, own: dict[str, Any]) -> Params:
-    """What training in the stage needs besides: validation, state, params and pipeline as files."""
+    """What training in the stage needs besides: state, and params and pipeline as files."""
     monkeypatch.setenv("STILLROOM_HOME", str(workspace / "home"))
-    rows = {"text": TEXTS[:5], "label": [0, 1, 2, 0, 1]}
-    pq.write_table(pa.table(rows), "data/prepared/validation.parquet")
     plain = {"teacher": {"training": {"precision": "fp32"}}, "hardware": {"threads": 1}}
     content = overlay(overlay(read_yaml(ROOT / "params.yaml"), plain), own)
     shutil.copyfile(ROOT / "dvc.yaml", "dvc.yaml")
