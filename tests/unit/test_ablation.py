@@ -85,8 +85,9 @@ def off(name: str) -> tuple[str, ...]:
 )
 def test_what_switches_a_technique_off_does_that_and_leaves_the_others_on(name: str) -> None:
     everything = EVERYTHING
-    if name == "budget":  # which plans no channels
-        everything = (*EVERYTHING, "prune.hidden_keep=1.0", "prune.budget.bytes=4000000")
+    if name == "budget":  # which plans no channels, and each layer
+        everything = (*EVERYTHING, "prune.hidden_keep=1.0", "prune.scope=layer",
+                      "prune.budget.bytes=4000000")  # fmt: skip
     technique, before = BY_NAME[name], params(*everything)
     assert technique.on(before)
     after = params(*everything, *off(name))
