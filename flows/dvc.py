@@ -15,6 +15,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
@@ -160,6 +161,11 @@ def end_group(process: subprocess.Popen[Any]) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_S)
         os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        deadline = time.monotonic() + GRACE_S
+        while time.monotonic() < deadline:  # killed is not gone yet; the group is when it is empty
+            os.killpg(process.pid, 0)
+            time.sleep(0.01)
     process.wait()
     if process.stdout is not None:
         process.stdout.close()

@@ -316,8 +316,7 @@ def test_error_on_our_side_ends_the_group(
     with pytest.raises(ValueError, match="we are broken"):
         dvc.reproduce("fetch", alone, on_line=broken)
     assert len(children) == 2
-    # killed when we are back, and gone when the system has got to it
-    assert _until(lambda: not any(map(_lives, children)))
+    assert not [pid for pid in children if _lives(pid)]
 
 
 def test_workspace_in_use_is_refused_at_once(alone: Path) -> None:
