@@ -46,10 +46,9 @@ def main(params: Params) -> Metrics:
     discard_checkpoints("baseline")
 
     teacher = load_checkpoint(TEACHER)
-    texts = read_split(VALIDATION).texts
     measured = require_floor(
-        logits_of(teacher, tokenizer, texts), params.gate.baseline_floor, who="teacher",
-        next_command="stillroom compress --set teacher.training.epochs=10",
+        lambda texts: logits_of(teacher, tokenizer, texts), params.gate.baseline_floor,
+        who="teacher", next_command="stillroom compress --set teacher.training.epochs=10",
     )  # fmt: skip
     say("baseline: exporting the teacher as a servable folder")
     export_servable(
@@ -57,7 +56,7 @@ def main(params: Params) -> Metrics:
         TEACHER_SERVABLE,
         max_length=params.data.max_length,
         profile=params.hardware.profile,
-        sample_texts=texts[:16],
+        sample_texts=read_split(VALIDATION, 16).texts,
     )
     return {
         "runtime": {"resumed_from": trained.resumed_from},

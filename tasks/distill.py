@@ -145,7 +145,7 @@ def ask(params: Params, start: Beginning, folder: Path) -> tuple[Path, Path]:
     tokenizer = plain_tokenizer(start.tokenizer_json, max_length=params.data.max_length)
     logit_cache.write(
         logits,
-        [*read_split(TRAIN).texts, *logit_cache.extra_texts(TEACHER_LOGITS)],
+        logit_cache.asked_texts(TRAIN, TEACHER_LOGITS),
         len(read_labels(TEACHER / "labels.json")),
         lambda texts: logits_of(assistant, tokenizer, texts),
     )

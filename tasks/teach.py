@@ -15,6 +15,7 @@ import gc
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def main(params: Params) -> Metrics:
     teachers = [read_teacher(folder, labels, params.data.max_length) for folder in folders]
     for name, teacher in zip(names, teachers[1:], strict=True):
         require_floor(
-            mean_logits([teacher], read_split(VALIDATION).texts), params.gate.baseline_floor,
+            partial(mean_logits, [teacher]), params.gate.baseline_floor,
             who=f"teacher {name}", next_command="stillroom compress --set teach.teachers=DIR",
         )  # fmt: skip
     second = writer = None
@@ -188,8 +189,7 @@ def fine_tune_second(params: Params, labels: Sequence[str]) -> tuple[Teacher, Me
     model = extract_model_from_parallel(model, keep_fp32_wrapper=False).cpu().eval()
     teacher = Teacher(model, tokenizer, list(range(len(labels))))
     measured = require_floor(
-        mean_logits([teacher], read_split(VALIDATION).texts), params.gate.baseline_floor,
-        who="second teacher",
+        partial(mean_logits, [teacher]), params.gate.baseline_floor, who="second teacher",
         next_command="stillroom compress --set teach.second.training.epochs=10",
     )  # fmt: skip
     return teacher, {"steps": trained.steps, "validation": measured}

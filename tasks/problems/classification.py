@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,6 +17,11 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from tasks.modeling.vocabulary import plain_tokenizer
+
+Row = Sequence[int] | np.ndarray
+"""Piece ids of one text."""
+CHUNK = 8192
+"""Texts that a tokenizer is given at a time."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +39,11 @@ def read_split(path: Path, rows: int | None = None) -> Split:
     return Split(table["text"].to_pylist(), table["label"].to_numpy().astype(np.int64))
 
 
+def read_class_indices(path: Path) -> np.ndarray:
+    """Those of a prepared split, ``[rows]`` int64, without its texts."""
+    return pq.read_table(path, columns=["label"])["label"].to_numpy().astype(np.int64)
+
+
 def read_labels(path: Path) -> list[str]:
     """Class names in the order of the logits."""
     return list(json.loads(path.read_text("utf-8")))
@@ -43,24 +56,51 @@ def read_tokenizer(checkpoint: Path, max_length: int) -> Tokenizer:
     )
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    """Piece ids of each text, special ones included."""
-    return [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+class Pieces(Sequence[np.ndarray]):
+    """Piece ids of many texts, four bytes an id; each text's are a view ``[length]`` int32."""
+
+    def __init__(self, ids: np.ndarray, starts: np.ndarray) -> None:
+        self._ids, self._starts = ids, starts
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
+        where = range(len(self))[index]
+        if isinstance(where, range):
+            return [self[position] for position in where]
+        return self._ids[self._starts[where] : self._starts[where + 1]]
 
 
-def pad(ids: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(tokenizer: Tokenizer, texts: Iterable[str]) -> Pieces:
+    """Piece ids of each text, special ones included; no more than `CHUNK` texts at a time."""
+    ids, starts, rest = array("i"), array("q", [0]), iter(texts)
+    while part := list(islice(rest, CHUNK)):
+        for encoding in tokenizer.encode_batch_fast(part):
+            ids.extend(encoding.ids)
+            starts.append(len(ids))
+    return Pieces(np.frombuffer(ids, np.int32), np.frombuffer(starts, np.int64))
+
+
+def pad(ids: Sequence[Row], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask, both ``[batch, longest]`` int64."""
     longest = max(len(row) for row in ids)
     padded = torch.full((len(ids), longest), pad_id, dtype=torch.long)
     mask = torch.zeros((len(ids), longest), dtype=torch.long)
     for row, (values, flags) in zip(ids, zip(padded, mask, strict=True), strict=True):
-        values[: len(row)] = torch.tensor(row, dtype=torch.long)
+        values[: len(row)] = torch.as_tensor(row)
         flags[: len(row)] = 1
     return padded, mask
 
 
 def batches(
-    ids: Sequence[Sequence[int]], pad_id: int, size: int = 64
+    ids: Sequence[Row], pad_id: int, size: int = 64
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
     """Batches of texts of like length: their positions, ids and mask."""
     order = np.argsort([len(row) for row in ids], kind="stable")

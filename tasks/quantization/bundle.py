@@ -12,6 +12,7 @@ from typing import Literal
 from torch import nn
 
 from tasks.hardware import PROFILES
+from tasks.problems.classification import Row
 from tasks.quantization.export import check_export, export_onnx, write_serving
 from tasks.quantization.post_training import quantize
 
@@ -33,7 +34,7 @@ def build_bundle(
     checkpoint: Path,
     max_length: int,
     profile: str,
-    check: Sequence[list[int]] = (),
+    check: Sequence[Row] = (),
 ) -> float:
     """Write a servable folder; returns the largest difference in logits of the float export.
 

@@ -23,7 +23,7 @@ from tasks.modeling.architecture import architecture_of, embeddings_of
 from tasks.modeling.checkpoint import clone, load_checkpoint
 from tasks.modeling.exits import Exits, states_after
 from tasks.modeling.vocabulary import pad_token
-from tasks.problems.classification import encode, pad, read_labels, read_tokenizer
+from tasks.problems.classification import Row, encode, pad, read_labels, read_tokenizer
 from tasks.quantization.first_token import first_token_alone
 from tasks.release.servable import write_servable
 from tasks.runtimes.interface import LONGEST
@@ -137,7 +137,7 @@ def exit_outputs(count: int) -> tuple[list[str], list[str]]:
     return [f"exit_{n}" for n in range(count)], [f"hidden_{n}" for n in range(count)]
 
 
-def check_export(model: nn.Module, path: Path, ids: Sequence[list[int]], *, pad_id: int) -> float:
+def check_export(model: nn.Module, path: Path, ids: Sequence[Row], *, pad_id: int) -> float:
     """Largest absolute difference in logits over texts, at batch 1 and padded together.
 
     Raises:

@@ -12,6 +12,7 @@ import onnx
 from onnx import helper
 
 from tasks.evaluation.quality import accuracy, log_softmax
+from tasks.problems.classification import Row
 from tasks.quantization.layers import Weighted
 from tasks.runtimes.interface import load
 from tasks.runtimes.onnx import OnnxRuntime
@@ -57,7 +58,7 @@ def divergence(exact: np.ndarray, found: np.ndarray) -> float:
 
 
 def logits_one_by_one(
-    path: Path, ids: Sequence[Sequence[int]], *, weight_bits: int, runtime: str = "onnxruntime"
+    path: Path, ids: Sequence[Row], *, weight_bits: int, runtime: str = "onnxruntime"
 ) -> np.ndarray:
     """Logits ``[texts, classes]`` as a graph serves them: the ranges of a batch are wider."""
     engine = load(path, runtime=runtime, weight_bits=weight_bits)
@@ -71,7 +72,7 @@ def first_divergence(
     exact: Path,
     quantised: Path,
     nodes: Sequence[Weighted],
-    ids: Sequence[Sequence[int]],
+    ids: Sequence[Row],
     *,
     weight_bits: int,
 ) -> dict[str, Any] | None:

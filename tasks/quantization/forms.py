@@ -11,6 +11,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from tasks import schema
 from tasks.hardware import Profile
+from tasks.problems.classification import Row
 from tasks.quantization import post_training
 from tasks.quantization.static import quantize_with_ranges
 from tasks.quantization.weight_only import quantize_weights, store_bfloat16
@@ -22,7 +23,7 @@ def write_form(
     config: schema.Quantize,
     profile: Profile,
     *,
-    calibration: Sequence[Sequence[int]],
+    calibration: Sequence[Row],
     keep_float: Collection[str] = (),
 ) -> None:
     """Write the graph that `quantize.scheme` names.

@@ -11,6 +11,7 @@ import numpy as np
 
 from tasks import schema
 from tasks.hardware import Profile
+from tasks.problems.classification import Row
 from tasks.quantization.fidelity import (
     Fidelity,
     compare,
@@ -32,12 +33,12 @@ class Exam:
 
     graph: Path
     nodes: Sequence[Weighted]
-    ids: Sequence[Sequence[int]]
+    ids: Sequence[Row]
     """Piece ids of validation texts."""
     labels: np.ndarray
     exact: np.ndarray
     """Logits ``[texts, classes]`` of the fp32 form."""
-    calibration: Sequence[Sequence[int]]
+    calibration: Sequence[Row]
     """Piece ids of training texts."""
 
 
@@ -69,7 +70,7 @@ class Forms:
         found = self.logits(target, self.exam.ids)
         return compare(self.exam.exact, found, self.exam.labels)
 
-    def logits(self, target: Path, ids: Sequence[Sequence[int]]) -> np.ndarray:
+    def logits(self, target: Path, ids: Sequence[Row]) -> np.ndarray:
         """Logits ``[texts, classes]`` of a form as it is served."""
         return logits_one_by_one(target, ids, weight_bits=self.bits, runtime=self.runtime)
 

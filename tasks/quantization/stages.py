@@ -26,7 +26,7 @@ from torch import nn
 from tasks.evaluation.adaptive import choose, tradeoff
 from tasks.files import write_json
 from tasks.modeling.exits import Exits
-from tasks.problems.classification import Split, pad
+from tasks.problems.classification import Row, Split, pad
 from tasks.quantization.confidence import fit_temperature
 from tasks.quantization.export import exit_outputs, require_close
 from tasks.release.servable import Servable
@@ -59,7 +59,7 @@ def cut_into_stages(path: Path, exits: int) -> list[str]:
 
 
 def calibrate_exits(
-    model: nn.Module, exits: Exits, ids: Sequence[list[int]], labels: np.ndarray
+    model: nn.Module, exits: Exits, ids: Sequence[Row], labels: np.ndarray
 ) -> list[float]:
     """Fold a temperature into each exit, as `fit_temperature` has it; returns them in order."""
     rows = _exit_logits(model, exits, ids)
@@ -70,7 +70,7 @@ def calibrate_exits(
     return temperatures
 
 
-def check_exits(model: nn.Module, exits: Exits, path: Path, ids: Sequence[list[int]]) -> float:
+def check_exits(model: nn.Module, exits: Exits, path: Path, ids: Sequence[Row]) -> float:
     """Largest absolute difference in the exits' logits between a model and its fp32 graph.
 
     Raises:
@@ -118,7 +118,7 @@ def serve_in_stages(
     return {"layers": list(layers), **found, "full_depth": full["accuracy"], "max_loss": max_loss}
 
 
-def _exit_logits(model: nn.Module, exits: Exits, ids: Sequence[list[int]]) -> list[np.ndarray]:
+def _exit_logits(model: nn.Module, exits: Exits, ids: Sequence[Row]) -> list[np.ndarray]:
     """Of each exit ``[texts, classes]`` float32."""
     found = exits.answer(look(model, ids, exits.layers).states)
     return [logits.detach().numpy() for logits in found]

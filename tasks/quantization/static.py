@@ -14,6 +14,7 @@ from onnxruntime.quantization.calibrate import CalibrationDataReader
 
 from tasks import schema
 from tasks.hardware import Profile
+from tasks.problems.classification import Row
 from tasks.quantization.layers import weighted_nodes
 from tasks.quantization.post_training import quietly
 from tasks.quantization.tables import tables_to_int8
@@ -28,7 +29,7 @@ METHODS = {
 class Texts(CalibrationDataReader):
     """Calibration texts as the graph takes them, one at a time: padding would widen no range."""
 
-    def __init__(self, ids: Sequence[Sequence[int]]) -> None:
+    def __init__(self, ids: Sequence[Row]) -> None:
         self._ids, self._left = ids, iter(ids)
 
     def __len__(self) -> int:
@@ -50,7 +51,7 @@ class Texts(CalibrationDataReader):
 def quantize_with_ranges(
     source: Path,
     target: Path,
-    ids: Sequence[Sequence[int]],
+    ids: Sequence[Row],
     config: schema.Quantize,
     profile: Profile,
     *,

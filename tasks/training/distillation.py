@@ -7,12 +7,13 @@ weight, the teacher runs in the training step, without gradients.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from tokenizers import Tokenizer
 from torch import nn
@@ -22,12 +23,12 @@ from transformers import TrainerCallback
 from tasks import schema
 from tasks.modeling.checkpoint import load_checkpoint
 from tasks.paths import TEACHER_LOGITS, TRAIN, VALIDATION
-from tasks.problems.classification import Split, pad, read_split, read_tokenizer
+from tasks.problems.classification import encode, pad, read_class_indices, read_tokenizer
 from tasks.training.alignment import word_ids
-from tasks.training.logit_cache import LogitCache, extra_texts
+from tasks.training.logit_cache import LogitCache, asked_texts
 from tasks.training.objectives import NO_LABEL, distillation_loss, linear_schedule
 from tasks.training.states import StateMatching, forward_kwargs, needs_teacher
-from tasks.training.trainer import Objective, Trained, train
+from tasks.training.trainer import Objective, Rows, Trained, read_rows, train
 
 NOTHING = Trained(0, 0, [])
 
@@ -55,24 +56,22 @@ def distil(
         logits: what it answered.
         before: an earlier run of the stage, whose curve this one continues.
     """
-    labelled, extra = read_split(TRAIN), extra_texts(TEACHER_LOGITS)
-    texts = [*labelled.texts, *extra]
-    labels = np.concatenate([labelled.labels, np.full(len(texts) - len(labelled.texts), NO_LABEL)])
+    ids = encode(tokenizer, asked_texts(TRAIN, TEACHER_LOGITS))
+    known = read_class_indices(TRAIN)
+    labels = np.concatenate([known, np.full(len(ids) - len(known), NO_LABEL)])
     objective = Distillation(
-        config, texts, LogitCache(logits), student=student, tokenizer=tokenizer,
-        teacher=teacher, max_length=max_length,
+        config, lambda: asked_texts(TRAIN, TEACHER_LOGITS), LogitCache(logits), student=student,
+        tokenizer=tokenizer, teacher=teacher, max_length=max_length,
     )  # fmt: skip
     try:
         trained = train(
             student,
             stage=stage,
-            tokenizer=tokenizer,
-            train_split=Split(texts, labels),
-            validation_split=read_split(VALIDATION),
+            rows=Rows(ids, labels, objective),
+            validation=read_rows(VALIDATION, tokenizer),
             training=training,
             hardware=hardware,
             seed=seed,
-            objective=objective,
             callbacks=callbacks,
             part=part,
             curve=before.curve,
@@ -88,7 +87,8 @@ class Distillation(Objective):
 
     Args:
         config: of ``distill`` or of ``finetune``.
-        texts: the training texts, in the order of the rows.
+        texts: gives the training texts, in the order of the rows. They are kept, as one array of
+            bytes, only where a term over states has the teacher read them again.
         cache: the teacher's logits for them.
         student: what is trained; read for its sizes.
         tokenizer: the student's.
@@ -99,7 +99,7 @@ class Distillation(Objective):
     def __init__(
         self,
         config: schema.Distillation,
-        texts: Sequence[str],
+        texts: Callable[[], Iterable[str]],
         cache: LogitCache,
         *,
         student: nn.Module,
@@ -108,17 +108,18 @@ class Distillation(Objective):
         max_length: int,
     ) -> None:
         super().__init__()
-        self._config, self._texts, self._cache = config, texts, cache
-        self._rows = cache.find(texts)
+        self._config, self._cache = config, cache
+        self._rows = cache.find(texts())
         self._states: StatesOfTeacher | None = None
         if needs_teacher(config):
+            self._texts = pa.array(texts(), pa.large_string())
             model = load_checkpoint(teacher)
             self._states = StatesOfTeacher(model, read_tokenizer(teacher, max_length), tokenizer)
             self.matching = StateMatching(student, model, config)
 
     def row(self, index: int) -> dict[str, Any]:
         found = {"teacher_row": int(self._rows[index])}
-        return found if self._states is None else {**found, "text": self._texts[index]}
+        return found if self._states is None else {**found, "text": self._texts[index].as_py()}
 
     def collate(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         if "teacher_row" not in rows[0]:  # validation

@@ -30,9 +30,9 @@ from torch.nn import functional as F
 from tasks.evaluation.quality import accuracy
 from tasks.modeling.exits import Exits, pooled, save_exits, states_after
 from tasks.paths import TEACHER_LOGITS, TRAIN, VALIDATION
-from tasks.problems.classification import batches, encode, read_split
+from tasks.problems.classification import Row, batches, encode, read_split
 from tasks.stage import say
-from tasks.training.logit_cache import extra_texts
+from tasks.training.logit_cache import asked_texts
 
 STEPS = 200
 """Of L-BFGS at most; it stops where the loss does not fall."""
@@ -61,10 +61,10 @@ def add_exits(
     Returns what ``metrics/finetune.json`` says of them.
     """
     validation = read_split(VALIDATION)
-    texts = [*read_split(TRAIN).texts, *extra_texts(TEACHER_LOGITS)]
     model.eval()
     held = look(model, encode(tokenizer, validation.texts), layers)
-    exits = fit_exits(look(model, encode(tokenizer, texts), layers), held)
+    seen = encode(tokenizer, asked_texts(TRAIN, TEACHER_LOGITS))
+    exits = fit_exits(look(model, seen, layers), held)
     save_exits(exits, folder)
     rows = []
     for layer, logits in zip(exits.layers, exits.answer(held.states), strict=True):
@@ -80,7 +80,7 @@ def add_exits(
 
 
 @torch.no_grad()
-def look(model: nn.Module, ids: Sequence[Sequence[int]], layers: Sequence[int]) -> Seen:
+def look(model: nn.Module, ids: Sequence[Row], layers: Sequence[int]) -> Seen:
     """What a model in eval mode makes of texts, in their order, given their piece ids."""
     device = next(model.parameters()).device
     order: list[np.ndarray] = []

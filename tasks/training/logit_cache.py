@@ -85,6 +85,12 @@ def extra_texts(folder: Path) -> Iterator[str]:
     return stored_texts(folder / "extra.parquet")
 
 
+def asked_texts(train: Path, folder: Path) -> Iterator[str]:
+    """The texts of the training split, then those of a cache that are not of it."""
+    yield from stored_texts(train)
+    yield from extra_texts(folder)
+
+
 def extra_rows(folder: Path) -> int:
     """How many `extra_texts` there are; reads the file's footer alone."""
     return int(pq.read_metadata(folder / "extra.parquet").num_rows)
@@ -109,15 +115,14 @@ class LogitCache:
     def __len__(self) -> int:
         return len(self._keys)
 
-    def find(self, texts: Sequence[str]) -> np.ndarray:
-        """Row number of each text ``[texts]`` int64.
+    def find(self, texts: Iterable[str]) -> np.ndarray:
+        """Row number of each text ``[texts]`` int64; a batch of them is in memory at a time.
 
         Raises:
             IntegrityError: a text was never shown to the teacher.
         """
-        found = np.empty(len(texts), dtype=np.int64)
-        for start in range(0, len(texts), BATCH):
-            part = texts[start : start + BATCH]
+        found, rest = [np.empty(0, dtype=np.int64)], iter(texts)
+        while part := list(islice(rest, BATCH)):
             digests = b"".join(map(key, part))
             wanted = np.frombuffer(digests, dtype=">u8").reshape(-1, 4)
             rows = lower_bound(self._keys, wanted)
@@ -130,8 +135,8 @@ class LogitCache:
                     "expected all training texts",
                     next_command="dvc repro --force teach",
                 )
-            found[start : start + len(part)] = rows
-        return found
+            found.append(rows)
+        return np.concatenate(found)
 
     def rows(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Logits ``[rows, classes]`` float32."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from tasks.modeling.surgery import positions_needed
 from tasks.paths import TRAIN, VALIDATION
 from tasks.problems.classification import read_split, read_tokenizer
 from tasks.stage import Metrics, say
-from tasks.training.trainer import Trained, train
+from tasks.training.trainer import Trained, read_rows, train
 
 
 def fine_tune_teacher(
@@ -44,9 +45,8 @@ def fine_tune_teacher(
     trained = train(
         model,
         stage=stage,
-        tokenizer=tokenizer,
-        train_split=read_split(TRAIN),
-        validation_split=read_split(VALIDATION),
+        rows=read_rows(TRAIN, tokenizer),
+        validation=read_rows(VALIDATION, tokenizer),
         training=training,
         hardware=hardware,
         seed=seed,
@@ -54,18 +54,21 @@ def fine_tune_teacher(
     return tokenizer, trained
 
 
-def require_floor(logits: np.ndarray, floor: float, *, who: str, next_command: str) -> Metrics:
+def require_floor(
+    ask: Callable[[Sequence[str]], np.ndarray], floor: float, *, who: str, next_command: str
+) -> Metrics:
     """Quality on validation, at least ``gate.baseline_floor``.
 
     Args:
-        logits: of the validation split, ``[texts, classes]``.
-        who: has answered, for the message.
+        ask: texts to logits ``[texts, classes]``.
+        who: answers, for the message.
         next_command: what may mend it.
 
     Raises:
         GateRefused: its accuracy is below the floor.
     """
-    measured = quality(logits, read_split(VALIDATION).labels)
+    validation = read_split(VALIDATION)
+    measured = quality(ask(validation.texts), validation.labels)
     if measured["accuracy"] < floor:
         raise GateRefused(
             f"gate.baseline_floor: the {who} has accuracy {measured['accuracy']:.4f} on "

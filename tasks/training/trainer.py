@@ -33,9 +33,10 @@ from tasks import schema
 from tasks.errors import UnavailableError
 from tasks.files import file_sha256
 from tasks.home import home
-from tasks.problems.classification import Split, encode, pad
+from tasks.problems.classification import Pieces, encode, pad, read_class_indices
 from tasks.processor import native_bf16
 from tasks.stage import say, write_history
+from tasks.training.logit_cache import stored_texts
 
 ABANDONED_S = 7 * 24 * 3600
 """A run that was cut off and not taken up again for so long is not resumed any more."""
@@ -77,19 +78,23 @@ class Objective(nn.Module):
 
 
 class Rows(Dataset[dict[str, Any]]):
-    """Encoded texts with their label and what the objective adds."""
+    """Encoded texts with their label and what the objective adds; the texts are not kept."""
 
-    def __init__(
-        self, ids: Sequence[Sequence[int]], labels: np.ndarray, objective: Objective
-    ) -> None:
-        self._ids, self._labels, self._objective = ids, labels, objective
+    def __init__(self, ids: Pieces, labels: np.ndarray, objective: Objective | None = None) -> None:
+        self._ids, self._labels = ids, labels
+        self.objective = Objective() if objective is None else objective
 
     def __len__(self) -> int:
         return len(self._ids)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = {"input_ids": self._ids[index], "labels": int(self._labels[index])}
-        return {**row, **self._objective.row(index)}
+        return {**row, **self.objective.row(index)}
+
+
+def read_rows(path: Path, tokenizer: Tokenizer) -> Rows:
+    """A prepared split to learn from by its labels alone, or to be looked at."""
+    return Rows(encode(tokenizer, stored_texts(path)), read_class_indices(path))
 
 
 class Collator:
@@ -152,13 +157,11 @@ def train(
     model: nn.Module,
     *,
     stage: str,
-    tokenizer: Tokenizer,
-    train_split: Split,
-    validation_split: Split,
+    rows: Rows,
+    validation: Rows,
     training: schema.Training,
     hardware: schema.Hardware,
     seed: int,
-    objective: Objective | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     part: str = "",
     curve: Sequence[Mapping[str, Any]] = (),
@@ -170,6 +173,7 @@ def train(
     one of several runs passes over what is done.
 
     Args:
+        rows: to learn from, by the objective that they carry.
         callbacks: of `transformers`, told of every step.
         part: names one of several runs within a stage.
         curve: of the runs before this one in the stage; this one's goes on from there.
@@ -181,18 +185,16 @@ def train(
     if training.epochs == 0:
         write_history(stage, curve)
         return Trained(0, 0, [dict(row) for row in curve])
-    objective = Objective() if objective is None else objective
+    objective = rows.objective
     room = scratch(stage) / (part or "run")
     if learned := any(True for _ in objective.parameters()):
         model.add_module("objective", objective)  # so that it is optimised and resumed, too
     progress = Progress(stage, part, curve)
     trainer = ObjectiveTrainer(
         model=model,
-        args=arguments(training, hardware, seed, room, len(train_split.texts)),
-        train_dataset=Rows(encode(tokenizer, train_split.texts), train_split.labels, objective),
-        eval_dataset=Rows(
-            encode(tokenizer, validation_split.texts), validation_split.labels, Objective()
-        ),
+        args=arguments(training, hardware, seed, room, len(rows)),
+        train_dataset=rows,
+        eval_dataset=validation,
         data_collator=Collator(model.config.pad_token_id, objective),  # type: ignore[union-attr,arg-type]
         compute_metrics=_accuracy,
         callbacks=[progress, *callbacks],

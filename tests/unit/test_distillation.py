@@ -43,7 +43,7 @@ class Bench:
         for parameter in self.student.parameters():  # its embeddings would be the teacher's own
             parameter.data += 0.1 * torch.randn_like(parameter)
         self.objective = Distillation(
-            config, TEXTS, logit_cache.LogitCache(room), student=self.student,
+            config, lambda: TEXTS, logit_cache.LogitCache(room), student=self.student,
             tokenizer=self.tokenizer, teacher=teacher, max_length=16,
         )  # fmt: skip
 
