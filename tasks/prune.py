@@ -83,16 +83,19 @@ def main(params: Params) -> Metrics:
         if number < config.rounds:
             trained = recover(student, params, f"round {number}", trained)
 
+    def look() -> None:
+        nonlocal trained
+        trained = watch.see(student, layers, trained)
+
     def train(model: nn.Module, callbacks: Sequence[TrainerCallback], part: str) -> None:
         nonlocal trained
-        trained = watch.see(model, layers, recover(model, params, part, trained, callbacks))
+        trained = recover(model, params, part, trained, callbacks)
+        look()
 
     sparse = sparsify(
-        student, config.sparsity, calibration, train=train, dense=DISTILLED, layers=layers,
-        rank=config.embedding_rank, plans=plans,
+        student, config.sparsity, calibration, train=train, look=look, dense=DISTILLED,
+        layers=layers, rank=config.embedding_rank, plans=plans,
     )  # fmt: skip
-    if config.sparsity.method in ("wanda", "sparsegpt"):
-        watch.see(student, layers, trained)
     kept = [{"heads": len(shape.heads), "ffn": shape.ffn} for shape in shapes_of(student)]
     say(f"prune: kept {kept}; {before / 1e6:.2f} → {parameters(student) / 1e6:.2f} M parameters")
     step = {"stage": "prune", "importance": config.importance, "scope": config.scope,

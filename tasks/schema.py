@@ -232,7 +232,7 @@ class Sparsity(Section):
     scope: Literal["global", "layer"]
     """`layer` cuts every matrix alike; `global` lets them compete (magnitude and lottery)."""
     rounds: Count
-    """Of `lottery`: train, cut, rewind."""
+    """Of `lottery`: train, cut, rewind. Each training is a whole `training` of its own."""
 
 
 class Prune(Section):
@@ -257,7 +257,8 @@ class Prune(Section):
     """Cuts; importance is estimated anew before each. 1 is a single shot."""
     budget: Budget
     sensitivity: bool
-    """Measure what each layer's heads and neurons are worth; a budget does it, too."""
+    """Measure what heads and neurons of each layer, whole layers and channels are worth; a budget
+    does it, too."""
     sparsity: Sparsity
     calibration_samples: Annotated[int, Field(ge=1, le=100_000)]
     """Training texts that importance is estimated on; about 1024 suffice."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+from torch import nn
 from transformers import PreTrainedModel
 
 from tasks.problems.classification import Split, batches, encode, logits_of
@@ -14,7 +15,7 @@ from tasks.problems.sampling import spread
 from tasks.pruning.cost import Bench, calibrate, measured, plan_within
 from tasks.pruning.importance import ModelScores
 from tasks.pruning.planner import Counts, counts_of
-from tasks.pruning.sensitivity import divergence, sensitivity
+from tasks.pruning.sensitivity import divergence, narrowed, passed_over, sensitivity
 from tasks.quantization.bundle import Form
 from tasks.schema import Params
 from tasks.stage import say
@@ -55,11 +56,16 @@ def target_counts(
     ids = encode(tokenizer, texts)
     reference = logits_of(student, tokenizer, texts)
     pad_id: int = student.config.pad_token_id
-    curves = sensitivity(
-        student, scores.layers,
-        lambda model: divergence(model, reference, batches(ids, pad_id)), say=say,
-    )  # fmt: skip
-    report: dict[str, Any] = {"sensitivity": [asdict(curve) for curve in curves]}
+
+    def damage(model: nn.Module) -> float:
+        return divergence(model, reference, batches(ids, pad_id))
+
+    curves = sensitivity(student, scores.layers, damage, say=say)
+    report: dict[str, Any] = {
+        "sensitivity": [asdict(curve) for curve in curves],
+        "sensitivity_layers": passed_over(student, damage),
+        "sensitivity_channels": narrowed(student, scores.channels, damage),
+    }
     if not asked:
         return Goal(report=report)
     bench = Bench(

@@ -25,7 +25,7 @@ from tasks.errors import ParamsError
 from tasks.evaluation.footprint import flops
 from tasks.evaluation.latency import p50_of
 from tasks.modeling.surgery import keep_heads, keep_neurons, shapes_of
-from tasks.problems.classification import encode, pad, read_tokenizer
+from tasks.problems.classification import Row, encode, pad, read_tokenizer
 from tasks.problems.sampling import spread
 from tasks.pruning.importance import LayerScores
 from tasks.pruning.planner import Cost, Counts, Price, counts_of, exceeded, plan_budget
@@ -60,7 +60,7 @@ class Bench:
         """At most `LATENCY_TEXTS` of the texts, evenly spread over them."""
         return spread(self.texts, LATENCY_TEXTS)
 
-    def median_ids(self) -> list[int]:
+    def median_ids(self) -> Row:
         """Ids of the text of median length."""
         tokenizer = read_tokenizer(self.checkpoint, self.max_length)
         ids = sorted(encode(tokenizer, self.texts), key=len)
@@ -199,7 +199,7 @@ def linear_bytes(model: nn.Module, config: Form) -> int:
     )
 
 
-def operations(model: nn.Module, row: Sequence[int]) -> int:
+def operations(model: nn.Module, row: Row) -> int:
     """Floating-point operations for one text's ids, a multiply-add as two."""
     batch, mask = pad([row], 0)
     model.eval()

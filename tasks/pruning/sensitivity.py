@@ -1,4 +1,7 @@
-"""What each layer's heads and neurons are worth: one curve of damage per layer and kind."""
+"""What each layer's heads and neurons are worth: one curve of damage per layer and kind.
+
+Whole layers and channels are measured beside them; no budget is planned over those two.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,8 +18,10 @@ from torch import nn
 
 from tasks.errors import DataError
 from tasks.modeling.architecture import architecture_of, layers_of, linear
+from tasks.modeling.checkpoint import clone
+from tasks.modeling.surgery import keep_channels
 from tasks.pruning.importance import LayerScores
-from tasks.pruning.width import keep_best
+from tasks.pruning.width import CHANNEL_BLOCK, keep_best
 
 Kind = Literal["heads", "neurons"]
 Points = tuple[tuple[int, float], ...]
@@ -92,6 +97,58 @@ def sensitivity(
             shown = ", ".join(f"{count}: {damage:.3g}" for count, damage in raw)
             say(f"sensitivity: layer {index}, {kind} kept: damage {{{shown}}}")
     return curves
+
+
+def passed_over(model: nn.Module, evaluate: Callable[[nn.Module], float]) -> list[float]:
+    """Rise of the loss with each layer alone left out, as measured: it hands on what it is given.
+
+    Raises:
+        DataError: a loss is NaN or infinite.
+    """
+    base = _finite(evaluate(model), "the uncut model")
+    found = []
+    for index, layer in enumerate(layers_of(model)):
+        handle = layer.register_forward_hook(_hand_on)
+        try:
+            found.append(_finite(evaluate(model), f"the model without layer {index}") - base)
+        finally:
+            handle.remove()
+    return found
+
+
+def _hand_on(_: nn.Module, args: tuple[Any, ...], out: Any) -> Any:
+    """A layer's output with the hidden state that came in."""
+    return (args[0], *out[1:]) if isinstance(out, tuple) else args[0]
+
+
+def narrowed(
+    model: nn.Module,
+    scores: torch.Tensor,
+    evaluate: Callable[[nn.Module], float],
+    *,
+    shares: Sequence[float] = (0.875, 0.75, 0.5, 0.25),
+) -> Points:
+    """Rise of the loss with fewer channels everywhere, by how many are kept, as measured.
+
+    Norms take their statistics over the channels that are left, so no zeros stand for a cut: the
+    lowest-scored channels are sliced off a copy, which is the model once more.
+
+    Args:
+        scores: saliency of the channels (`ModelScores.channels`).
+        shares: of the channels that stay, rounded to `CHANNEL_BLOCK`.
+
+    Raises:
+        DataError: a loss is NaN or infinite.
+    """
+    base, whole = _finite(evaluate(model), "the uncut model"), len(scores)
+    counts = {max(round(whole * share / CHANNEL_BLOCK), 1) * CHANNEL_BLOCK for share in shares}
+    found = [(whole, 0.0)]
+    for count in sorted((c for c in counts if c < whole), reverse=True):
+        cut = clone(model)
+        keep_channels(cut, keep_best(scores, count))
+        found.append((count, _finite(evaluate(cut), f"{count} of {whole} channels") - base))
+        del cut
+    return tuple(reversed(found))
 
 
 def curve(layer: int, kind: Kind, raw: Sequence[tuple[int, float]]) -> Curve:

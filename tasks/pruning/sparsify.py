@@ -38,6 +38,7 @@ def sparsify(
     calibration: Calibration,
     *,
     train: Train,
+    look: Callable[[], None],
     dense: Path,
     layers: Sequence[int],
     rank: int,
@@ -46,6 +47,8 @@ def sparsify(
     """Make the student sparse in place.
 
     Args:
+        train: looks at what it has trained.
+        look: at the student, where nothing trains it after the cut.
         dense: the checkpoint that pruning began with; an early copy lies beside it.
         layers, rank, plans: what was cut since, in this order, so that the early copy of a
             lottery ticket can be cut alike.
@@ -55,8 +58,10 @@ def sparsify(
         return Sparse(0.0, {})
     if config.method == "wanda":
         wanda(student, calibration.batches, target=target, pattern=pattern)
+        look()
     elif config.method == "sparsegpt":
         sparsegpt(student, calibration.batches, target=target, pattern=pattern)
+        look()
     elif config.method == "magnitude":
         train(student, [GradualMagnitude(target, scope=scope, pattern=pattern)], "sparsity")
     else:

@@ -118,6 +118,8 @@ def test_a_budget_is_met_or_refused(stage: Stage) -> None:
     assert {(c["layer"], c["kind"]) for c in curves} == {
         (layer, kind) for layer in range(3) for kind in ("heads", "neurons")
     }
+    assert len(metrics["sensitivity_layers"]) == 3
+    assert metrics["sensitivity_channels"][-1][1] == 0
     with pytest.raises(UsageError, match=r"prune\.budget\.bytes") as refused:
         stage("prune", "prune.budget.bytes=100000")
     assert "stillroom compress" in str(refused.value.next_command)

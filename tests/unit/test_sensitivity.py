@@ -15,8 +15,16 @@ from hypothesis import strategies as st
 from tasks.errors import DataError
 from tasks.modeling.architecture import architecture_of, layers_of, linear
 from tasks.modeling.checkpoint import clone
+from tasks.modeling.surgery import keep_channels, keep_layers
 from tasks.pruning.importance import LayerScores, importance
-from tasks.pruning.sensitivity import Curve, curve, divergence, sensitivity
+from tasks.pruning.sensitivity import (
+    Curve,
+    curve,
+    divergence,
+    narrowed,
+    passed_over,
+    sensitivity,
+)
 from tasks.pruning.width import LayerPlan, apply, keep_best
 from tests.tiny_models import FFN, HEADS, HIDDEN, KINDS, LAYERS, answer, texts, tiny
 
@@ -68,6 +76,32 @@ def test_a_point_is_the_damage_of_the_sliced_model(
         sliced = apply(plan, clone(model))
         assert damage == pytest.approx(divergence(sliced, reference, batches), rel=1e-4, abs=1e-9)
     assert head.raw[0][1] > 0
+
+
+def test_a_layer_passed_over_is_the_model_without_it(model: torch.nn.Module) -> None:
+    reference, batches, before = answer(model).numpy(), as_batches(model), state(model)
+    found = passed_over(model, lambda m: divergence(m, reference, batches))
+    for index, damage in enumerate(found):
+        cut = clone(model)
+        keep_layers(cut, [layer for layer in range(LAYERS) if layer != index])
+        assert damage == pytest.approx(divergence(cut, reference, batches), rel=1e-4, abs=1e-9)
+    assert len(found) == LAYERS
+    assert max(found) > 0
+    assert_untouched(model, before)
+    assert answer(model).numpy() == pytest.approx(reference)
+
+
+def test_channels_are_sliced_off_a_copy_and_the_lowest_go(model: torch.nn.Module) -> None:
+    reference, batches, before = answer(model).numpy(), as_batches(model), state(model)
+    scores = importance(model, [], method="magnitude", seed=0).channels
+    found = narrowed(model, scores, lambda m: divergence(m, reference, batches))
+    assert [kept for kept, _ in found] == [8, 16, 24, HIDDEN]
+    assert found[-1] == (HIDDEN, 0.0)
+    for kept, damage in found[:-1]:
+        cut = clone(model)
+        keep_channels(cut, keep_best(scores, kept))
+        assert damage == pytest.approx(divergence(cut, reference, batches), rel=1e-4, abs=1e-9)
+    assert_untouched(model, before)
 
 
 def test_neurons_are_cut_to_the_shares_and_to_the_least_a_plan_keeps() -> None:
