@@ -48,7 +48,7 @@ from tasks.evaluation.linear import LinearModel
 from tasks.evaluation.page import render_page
 from tasks.evaluation.pareto import plot_pareto
 from tasks.evaluation.payback import payback, stage_energy
-from tasks.evaluation.report import Details, Row, notes, render_markdown, summary
+from tasks.evaluation.report import Details, notes, render_markdown
 from tasks.evaluation.statistics import (
     detectable_drop,
     discordance,
@@ -57,6 +57,7 @@ from tasks.evaluation.statistics import (
     retained_interval,
     shrunken_class_drops,
 )
+from tasks.evaluation.summary import Row, summary
 from tasks.files import write_json, write_text
 from tasks.hardware import detect_profile
 from tasks.modeling.checkpoint import checkpoint_bytes, load_checkpoint, parameters
@@ -158,7 +159,7 @@ def main(params: Params) -> Metrics:
         ),
         onnx_fp32_p50=speed.latency.rows["teacher on ONNX Runtime"][1].p50,
         evidence={
-            **from_answers(answers_of, classes, read_metrics("quantize")),
+            **from_answers(answers_of, classes, read_metrics("quantize"), read_metrics("distill")),
             **gather(answers_of, params),
             **depth_curve(test, names, params.evaluation),
             "latency": speed.grid,
@@ -181,6 +182,7 @@ def main(params: Params) -> Metrics:
         measured_on=detect_profile(like=params.hardware.profile),
         device=params.hardware.device,
         sparsity=read_metrics("finetune").get("sparsity", 0.0),
+        planned_ms=params.prune.budget.latency_ms if params.prune.enabled else 0.0,
     )
     write_json(SUMMARY, result)
     (REPORTS / "summary.md").write_text(render_markdown(result, details), encoding="utf-8")
@@ -286,9 +288,11 @@ def measure_speed(
     energy = {}
     for name in places:
         say(f"validate: energy of {name}, {config.energy_seconds:g} s")
+        on_gpu = name == "deploy" and not candidate.describe()["provider"].startswith("CPU")
         energy[name] = energy_of(
-            answerers[name], timed, seconds=config.energy_seconds, country=config.country
-        )
+            answerers[name], timed, seconds=config.energy_seconds, country=config.country,
+            device="cuda" if on_gpu else "cpu",
+        )  # fmt: skip
     return Speed(latency, cells, engine, cold, energy)
 
 
@@ -319,8 +323,7 @@ def latency_grid(texts: Sequence[str], config: Evaluation, max_length: int) -> l
             "teacher": PyTorchRuntime(TEACHER, max_length=max_length, threads=threads).predict,
             "deploy": lambda batch, served=candidate: [p.label for p in served.predict(batch)],
         }
-        batches = config.batches if threads == 1 else config.batches[-1:]
-        rows += grid(answerers, made, batches=batches, threads=threads, calls=GRID_CALLS)
+        rows += grid(answerers, made, batches=config.batches, threads=threads, calls=GRID_CALLS)
         candidate.close()
     torch.set_num_threads(before)
     return rows

@@ -23,6 +23,7 @@ SLICE_ROWS = 20
 """A slice of fewer texts says nothing."""
 NEAR = 0.7
 """Cosine of TF-IDF from which on a test text is a near-duplicate of a training text."""
+NEIGHBOURS = 5
 RESAMPLES = 1000
 
 
@@ -158,12 +159,17 @@ def _flip_rates(
 def memorisation(
     train: Sequence[str], texts: Sequence[str], logits: np.ndarray, *, seed: int
 ) -> dict[str, Any] | None:
-    """Whether test texts that nearly stand in train are answered with more confidence.
+    """Whether test texts that nearly stand in train are answered with more confidence than
+    their neighbours: the `NEIGHBOURS` most alike among those test texts that do not.
 
     None where there are too few of either kind.
 
     Args:
         logits: the candidate's, ``[texts, classes]``.
+
+    Returns:
+        ``confidence_far`` is the mean of the neighbours'. The interval is a bootstrap over the
+        near-duplicates, each with its own neighbours.
     """
     vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 3)).fit(train)
     known, asked = vectors.transform(train), vectors.transform(texts)
@@ -171,14 +177,15 @@ def memorisation(
     if min(near.sum(), (~near).sum()) < SLICE_ROWS:
         return None
     sure = confidence(logits)
-    generator = np.random.default_rng(seed)
-    means = [[generator.choice(sure[side], side.sum()).mean() for side in (near, ~near)]
-             for _ in range(RESAMPLES)]  # fmt: skip
-    gaps = np.array(means) @ [1.0, -1.0]
-    low, high = np.percentile(gaps, [2.5, 97.5])
-    near_mean, far_mean = float(sure[near].mean()), float(sure[~near].mean())
-    return {"pairs": int(near.sum()), "confidence_near": near_mean, "confidence_far": far_mean,
-            "gap": near_mean - far_mean, "low": float(low), "high": float(high)}  # fmt: skip
+    alike = (asked[near] @ asked[~near].T).toarray()
+    neighbours = np.argsort(-alike, axis=1, kind="stable")[:, :NEIGHBOURS]
+    beside = sure[~near][neighbours].mean(axis=1)
+    gaps = sure[near] - beside
+    drawn = np.random.default_rng(seed).choice(gaps, (RESAMPLES, len(gaps)))
+    low, high = np.percentile(drawn.mean(axis=1), [2.5, 97.5])
+    return {"pairs": len(gaps), "confidence_near": float(sure[near].mean()),
+            "confidence_far": float(beside.mean()), "gap": float(gaps.mean()),
+            "low": float(low), "high": float(high)}  # fmt: skip
 
 
 def long_texts(

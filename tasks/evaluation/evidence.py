@@ -50,9 +50,9 @@ class Answers:
 
 
 def from_answers(
-    answers: Answers, classes: ClassDrops, quantize: Mapping[str, Any]
+    answers: Answers, classes: ClassDrops, quantize: Mapping[str, Any], distill: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What follows from the answers to test alone, and from what quantize measured."""
+    """What follows from the answers to test alone, and from what two stages measured."""
     labels, names = answers.labels, answers.names
     theirs, own = answers.teacher.argmax(-1), answers.candidate.argmax(-1)
     return {
@@ -68,6 +68,11 @@ def from_answers(
         "per_class": class_table(theirs, own, labels, names, classes),
         "confusions": confusion_changes(theirs, own, labels, names),
         "quantisation": quantize["quantisation"],
+        "vocabulary": {
+            "pieces": distill["vocabulary"],
+            "unknown": [{"texts": place, **shares}
+                        for place, shares in distill["unknown_share"].items()],
+        },
     }  # fmt: skip
 
 
@@ -94,8 +99,8 @@ def from_behaviour(
         posts: long ones; of none, texts of test are strung together.
         columns: of test, by slice that the user declared.
     """
-    texts = spread(answers.texts, config.evidence_texts)
     where = evenly(len(answers.texts), config.evidence_texts)
+    texts = [answers.texts[position] for position in where]
     labels, theirs, own = (
         array[where] for array in (answers.labels, answers.teacher, answers.candidate)
     )
@@ -111,6 +116,7 @@ def from_behaviour(
     foreign = spread(elsewhere, config.evidence_texts)
     some = spread(posts, 4 * LONG_TEXTS)
     long = [post for post in some if len(pieces(post)) + 2 >= max_length][:LONG_TEXTS]
+    few = evenly(len(texts), LONG_TEXTS)
     groups = {"length": behaviour.length_terciles(answers.texts), **columns}
     return {
         "robustness": behaviour.robustness(
@@ -124,8 +130,7 @@ def from_behaviour(
         "counterfactual": behaviour.counterfactuals(teacher, candidate, texts, swaps),
         "memorisation": behaviour.memorisation(train, texts, own, seed=seed),
         "long_texts": behaviour.long_texts(
-            teacher, candidate, spread(texts, LONG_TEXTS),
-            labels[evenly(len(texts), LONG_TEXTS)], long,
+            teacher, candidate, [texts[position] for position in few], labels[few], long,
             pieces=lambda text: len(pieces(text)) + 2, max_length=max_length,
         ),
         "scripts": behaviour.scripts(candidate, swaps.scripts, unknown_share),

@@ -101,8 +101,9 @@ def _counterfactual(rows: Sequence[Evidence]) -> str:
 def _memorisation(found: Evidence) -> str:
     return (
         f"{found['pairs']} test texts nearly stand in train. The candidate's confidence is "
-        f"{found['confidence_near']:.3f} on them and {found['confidence_far']:.3f} on the others: "
-        f"{found['gap']:+.3f} (95 %: {found['low']:+.3f} to {found['high']:+.3f})."
+        f"{found['confidence_near']:.3f} on them and {found['confidence_far']:.3f} on their "
+        f"neighbours, the test texts most like each: {found['gap']:+.3f} (95 %: "
+        f"{found['low']:+.3f} to {found['high']:+.3f})."
     )
 
 
@@ -121,6 +122,17 @@ def _scripts(rows: Sequence[Evidence]) -> str:
     cells = [[r["script"], str(r["n"]), _percent(r["unknown_share"]), f"{r['mean_confidence']:.3f}"]
              for r in rows]  # fmt: skip
     return table(["script", "sentences", "unknown pieces %", "mean confidence"], cells)
+
+
+def _vocabulary(found: Evidence) -> str:
+    cells = [[f"`{r['texts']}`", _share(r["source"]), _share(r["student"])]
+             for r in found["unknown"]]  # fmt: skip
+    return (f"The student's tokenizer has {found['pieces']:,} pieces.\n\n"
+            + table(["texts", "unknown pieces % before trimming", "after"], cells))  # fmt: skip
+
+
+def _share(value: float) -> str:
+    return number(value, 4, 100)
 
 
 def _latency(rows: Sequence[Evidence]) -> str:
@@ -207,6 +219,7 @@ SECTIONS: list[tuple[str, str, Callable[[Any], str]]] = [
     ("Near-duplicates of training texts", "memorisation", _memorisation),
     ("Long texts", "long_texts", _long),
     ("Other scripts", "scripts", _scripts),
+    ("Unknown pieces", "vocabulary", _vocabulary),
     ("Latency by length", "latency", _latency),
     ("Adaptive depth", "adaptive_depth", _adaptive),
     ("What is not the engine", "engine", _engine),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 WHOLE = ("flips", "robustness", "ood", "slices", "counterfactual", "memorisation", "long_texts",
-         "scripts")  # fmt: skip
+         "scripts", "vocabulary")  # fmt: skip
 WORST = 5
 """Classes and confusions that are kept, those that lost most."""
 

@@ -36,7 +36,7 @@ from tasks.evaluation.page_parts import (
 )
 from tasks.evaluation.page_style import STYLE
 from tasks.evaluation.pareto import WINDOW, merged, pareto_front
-from tasks.evaluation.report import CANDIDATE, LINEAR, TEACHER, beaten_by_linear
+from tasks.evaluation.summary import CANDIDATE, LINEAR, TEACHER, beaten_by_linear
 
 KINDS = {TEACHER: "teacher", LINEAR: "linear", CANDIDATE: "candidate"}
 CHECKS = {

@@ -107,7 +107,7 @@ def calibration(found: Record | None) -> Section | None:
 def classes(per_class: Sequence[Record] | None, confusions: Sequence[Record] | None
             ) -> Section | None:  # fmt: skip
     """Which labels lost most, and what is now answered in their place."""
-    body, drawing, told = "", "", ""
+    body, drawing, told, changes = "", "", "", ""
     if per_class:
         ranked = sorted(per_class, key=lambda c: -(c["drop"] or 0))
         worst = [Bar(f"{c['label']} ({c['n']:,})", (c["drop"],)) for c in ranked[:SHOWN]]
@@ -132,9 +132,15 @@ def classes(per_class: Sequence[Record] | None, confusions: Sequence[Record] | N
             ("candidate", lambda c: count(c["candidate"])),
             ("change", lambda c: signed(c["candidate"] - c["teacher"], 0)),
         ]  # fmt: skip
-        told = table("Confusions that changed most, texts", columns, confusions,
-                     words=["answered"])  # fmt: skip
-    body = pair(drawing, told) + body
+        changed = [Bar(f"{c['label']} → {c['answered']}", (c["teacher"], c["candidate"]))
+                   for c in confusions[:SHOWN]]  # fmt: skip
+        told = figure("Confusions that changed most, texts (label → answer)", key() + bars(
+            changed, title="Confusions, texts, teacher and candidate: " + _said(changed),
+            kinds=BOTH, text=count))  # fmt: skip
+        changes = more(f"All {len(confusions)} confusions", table(
+            "Confusions that changed most, texts", columns, confusions,
+            words=["answered"]))  # fmt: skip
+    body = pair(drawing, told) + body + changes
     return Section("classes", "Class by class", body) if body else None
 
 
@@ -257,6 +263,12 @@ def elsewhere(evidence: Mapping[str, Any]) -> Section | None:
                      f"neighbours with {fixed(memory['confidence_far'], 3)}: a gap of "
                      f"{signed(memory['gap'], 3)} (95 %: {signed(memory['low'], 3)} to "
                      f"{signed(memory['high'], 3)}).")  # fmt: skip
+    if vocabulary := evidence.get("vocabulary"):
+        shares = "; ".join(
+            f"{row['texts']} {percent(row['student'], 4)} (before trimming "
+            f"{percent(row['source'], 4)})" for row in vocabulary["unknown"])  # fmt: skip
+        lines.append(f"Unknown among the pieces of a tokenizer of {count(vocabulary['pieces'])}: "
+                     f"{shares}.")  # fmt: skip
     if long := evidence.get("long_texts"):
         lines.append(f"Long texts ({long['source']}, {count(long['n'])}): "
                      f"{percent(long['truncated_share'], 1)} are cut off; accuracy where a test "

@@ -1,64 +1,23 @@
-"""The report: `reports/summary.json`, the page `summary.md` and the table at the end of a run.
-
-All figures come in; nothing is measured here and nothing is computed twice. Size, speed and
-energy are ratios of the very figures in the rows, teacher over candidate.
-"""
+"""What is said of `reports/summary.json`: `summary.md`, the table at the end of a run, README."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tasks.evaluation import evidence_markdown
-from tasks.evaluation.energy import NOT_MEASURED, Energy
-from tasks.evaluation.latency import ColdStart, LatencyRow, PairedRatio
+from tasks.evaluation.energy import NOT_MEASURED
+from tasks.evaluation.latency import LatencyRow, PairedRatio
 from tasks.evaluation.statistics import ClassDrops, Interval
+from tasks.evaluation.summary import CANDIDATE, beaten_by_linear
 from tasks.evaluation.tables import DASH, number, significant, table
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
     from rich.table import Table
 
-TEACHER, LINEAR, CANDIDATE = "teacher", "linear", "deploy"
-QUALITY = ("accuracy", "macro_f1", "nll", "ece")
 WORST_CLASSES = 5
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model of the report. Quality and bytes always, the rest where it was measured."""
-
-    stage: str
-    quality: Mapping[str, float]
-    file_bytes: int
-    """All files that answering needs."""
-    parameters: int | None = None
-    flops: int | None = None
-    """Per text, mean."""
-    latency: LatencyRow | None = None
-    """Batch 1, one thread, text in, label out."""
-    cold: ColdStart | None = None
-    energy: Energy | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """One entry of ``stages`` in `reports/summary.json`; what is not finite becomes null."""
-        latency, cold, energy = self.latency, self.cold, self.energy
-        return {
-            "stage": self.stage,
-            "quality": {name: _finite(value) for name, value in self.quality.items()},
-            "file_bytes": self.file_bytes,
-            "parameters": self.parameters,
-            "flops": self.flops,
-            "latency_ms": latency and {"p50": latency.p50, "p95": latency.p95, "p99": latency.p99},
-            "cold_start_ms": cold and cold.ms,
-            "throughput_per_s": latency and latency.throughput_per_s,
-            "peak_memory_bytes": cold and cold.peak_memory_bytes,
-            "energy_kwh_per_1k": energy and energy.kwh_per_1k,
-            "co2e_g_per_1k": energy and energy.co2e_g_per_1k,
-            "energy_method": energy and energy.method,
-        }
 
 
 @dataclass(frozen=True)
@@ -84,89 +43,10 @@ class Details:
     """Where the models were trained and measured."""
     sparsity: float = 0.0
     """Share of zeros over the matrices of the candidate's layers."""
+    planned_ms: float = 0.0
+    """``prune.budget.latency_ms``; 0 asks for nothing."""
     notes: Sequence[str] = ()
     """Further lines, as they are."""
-
-
-def summary(
-    rows: Sequence[Row],
-    *,
-    gate: Mapping[str, Any],
-    n: int,
-    retained: Interval,
-    onnx_fp32_p50: float | None,
-    evidence: Mapping[str, Any] | None = None,
-    primary: str = "accuracy",
-    split: str = "test",
-) -> dict[str, Any]:
-    """The content of `reports/summary.json`.
-
-    Args:
-        rows: the teacher first, then the linear model, the stages, last the candidate.
-        gate: the verdict, as in `metrics/gate.json`.
-        n: rows of the split.
-        retained: the candidate's primary metric as a share of the teacher's.
-        onnx_fp32_p50: the teacher on ONNX Runtime fp32, ms at batch 1.
-        evidence: `tasks.evaluation.evidence`; none where it was not gathered.
-
-    Raises:
-        ValueError: the first row is not the teacher or the last not the candidate.
-    """
-    found = [row.as_dict() for row in rows]
-    ends = [row["stage"] for row in (found[0], found[-1])] if found else []
-    if ends != [TEACHER, CANDIDATE]:
-        raise ValueError(f"found rows from {ends}, expected from {TEACHER} to {CANDIDATE}")
-    return {
-        "primary": primary,
-        "split": split,
-        "n": n,
-        "stages": found,
-        "ratios": ratios(found[0], found[-1], retained=retained, onnx_fp32_p50=onnx_fp32_p50),
-        "gate": dict(gate),
-        **({} if evidence is None else {"evidence": dict(evidence)}),
-    }
-
-
-def ratios(
-    teacher: Mapping[str, Any],
-    candidate: Mapping[str, Any],
-    *,
-    retained: Interval,
-    onnx_fp32_p50: float | None,
-) -> dict[str, Any]:
-    """Teacher over candidate; null where a figure is missing.
-
-    ``speed_p50`` is the quotient of the two p50 columns, not the median of paired ratios, so
-    that a reader can recompute it; `summary.md` gives the paired one beside it.
-    """
-    own = candidate["latency_ms"] and candidate["latency_ms"]["p50"]
-    interval = [_finite(retained.low), _finite(retained.high)]
-    return {
-        "quality_retained": _finite(retained.point),
-        "quality_retained_ci95": None if None in interval else interval,
-        "size": _over(teacher["file_bytes"], candidate["file_bytes"]),
-        "speed_p50": _over(teacher["latency_ms"] and teacher["latency_ms"]["p50"], own),
-        "speed_p50_vs_onnx_fp32": _over(onnx_fp32_p50, own),
-        "energy": _over(teacher["energy_kwh_per_1k"], candidate["energy_kwh_per_1k"]),
-    }
-
-
-def beaten_by_linear(summary: Mapping[str, Any]) -> bool:
-    """Whether the linear model equals or beats the candidate in quality, bytes and p50."""
-    rows = {row["stage"]: row for row in summary["stages"]}
-    if LINEAR not in rows:
-        return False
-    linear, candidate, primary = rows[LINEAR], rows[CANDIDATE], summary["primary"]
-    if linear["quality"][primary] is None or candidate["quality"][primary] is None:
-        return False
-    as_fast = True
-    if linear["latency_ms"] and candidate["latency_ms"]:
-        as_fast = linear["latency_ms"]["p50"] <= candidate["latency_ms"]["p50"]
-    return bool(
-        linear["quality"][primary] >= candidate["quality"][primary]
-        and linear["file_bytes"] <= candidate["file_bytes"]
-        and as_fast
-    )
 
 
 Column = tuple[str, Callable[[Mapping[str, Any]], str]]
@@ -378,6 +258,14 @@ def notes(summary: Mapping[str, Any], details: Details) -> list[str]:
             f"{details.sparsity:.0%} of the weights in the layers' matrices are zero: size and "
             "latency above are what that has brought on this engine."
         )
+    if details.planned_ms:
+        p50 = _latency(summary["stages"][-1], "p50")
+        found = "not measured" if p50 is None else f"{significant(p50)} ms as served"
+        missed = p50 is not None and p50 > details.planned_ms
+        lines.append(
+            f"Planned for a p50 of at most {details.planned_ms:g} ms (`prune.budget.latency_ms`): "
+            f"{found}{', **above it**' if missed else ''}."
+        )
     if details.profile:
         measured = f", measured on `{details.measured_on}`" if details.measured_on else ""
         lines.append(f"Built for the hardware profile `{details.profile}`{measured}.")
@@ -400,11 +288,3 @@ def _rows(stages: Sequence[Mapping[str, Any]], columns: Sequence[Column]) -> lis
 
 def _times(value: float | None) -> str:
     return DASH if value is None else f"{value:.1f}×"
-
-
-def _over(a: float | None, b: float | None) -> float | None:
-    return None if a is None or not b else _finite(a / b)
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)

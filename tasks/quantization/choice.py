@@ -105,9 +105,11 @@ def build(
     if absent:
         say(f"quantize: {runtime}: {absent}; ONNX Runtime answers for it, unmeasured in speed")
     record = quantise(exam, model, form, fit, say=say, runtime="onnxruntime" if absent else runtime)
-    if not absent and (absent := opened(model, runtime=runtime,
-                                        weight_bits=weight_bits(form, fit))[1]):  # fmt: skip
-        say(f"quantize: {runtime}: {absent}; ONNX Runtime has answered for it")
+    if not absent:
+        engine, absent = opened(model, runtime=runtime, weight_bits=weight_bits(form, fit))
+        engine.close()
+        if absent:
+            say(f"quantize: {runtime}: {absent}; ONNX Runtime has answered for it")
     lost = Fidelity(**{key: record[key] for key in KEPT})
     return Build(
         runtime, form, fit, model, record, absent=absent, **judged(runtime, model, form, lost)

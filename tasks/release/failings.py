@@ -100,7 +100,13 @@ def _elsewhere(evidence: Record) -> str:
     if memory := evidence.get("memorisation"):
         lines.append(
             f"- Memorisation: near-duplicates of training texts get {memory['gap']:+.3f} "
-            f"confidence (95 %: {memory['low']:+.3f} to {memory['high']:+.3f})."
+            f"confidence (95 %: {memory['low']:+.3f} to {memory['high']:+.3f}) against the test "
+            "texts most like them."
+        )
+    for row in (evidence.get("vocabulary") or {}).get("unknown", []):
+        lines.append(
+            f"- Unknown pieces in texts of `{row['texts']}`: {100 * row['student']:.4f} % (before "
+            f"the vocabulary was trimmed {100 * row['source']:.4f} %)."
         )
     if long := evidence.get("long_texts"):
         lines.append(

@@ -93,7 +93,6 @@ class TensorRtRuntime:
         self._logger = trt.Logger(trt.Logger.ERROR)
         kept = folder or home() / "engines"
         kept.mkdir(parents=True, exist_ok=True)
-        self._longest = longest_of(onnx.load(model, load_external_data=False))
         gpu, capability = self._gpu()
         path = kept / engine_name(file_sha256(model), gpu, capability, trt.__version__)
         plan = path.read_bytes() if path.is_file() else self._build(model, kept, path)
@@ -103,6 +102,7 @@ class TensorRtRuntime:
             path.unlink(missing_ok=True)
             raise UnavailableError(f"{path}: TensorRT cannot load it",
                                    next_command="stillroom doctor")  # fmt: skip
+        self._longest = int(self._engine.get_tensor_profile_shape(INPUTS[0], 0)[2][1])
         self._gpu_name = gpu
         self._contexts: dict[int, Any] = {}
         self._stream = self._checked(cuda.cudaStreamCreate())
@@ -194,7 +194,7 @@ class TensorRtRuntime:
                                    next_command="stillroom doctor")  # fmt: skip
         config = builder.create_builder_config()
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
-        for shapes in profiles(self._longest):
+        for shapes in profiles(longest_of(onnx.load(model, load_external_data=False))):
             profile = builder.create_optimization_profile()
             for name in INPUTS:
                 profile.set_shape(name, *shapes)

@@ -18,7 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from tasks.release.servable import artifact_sha256, file_bytes, file_hashes
+from tasks.evaluation.latency import engine_ratio
+from tasks.problems.classification import read_split
+from tasks.release.servable import Servable, artifact_sha256, file_bytes, file_hashes
 from tests.conftest import ROOT, SMOKE, Run, pace
 
 pytestmark = pytest.mark.slow
@@ -84,7 +86,7 @@ def test_the_summary_is_of_the_served_bytes(smoke: Run) -> None:
 
 EVIDENCE = {"calibration", "confusions", "counterfactual", "energy", "engine", "flips", "latency",
             "long_texts", "mcnemar", "memorisation", "ood", "per_class", "quantisation",
-            "robustness", "scripts", "slices"}  # fmt: skip
+            "robustness", "scripts", "slices", "vocabulary"}  # fmt: skip
 
 
 def test_the_evidence_is_whole(smoke: Run) -> None:
@@ -113,6 +115,14 @@ def test_nothing_to_do_takes_under_fifteen_seconds(smoke: Run) -> None:
     assert again.json["stages_run"] == []
     assert again.json["version"] == smoke.said["version"], "registration is idempotent"
     assert took < limit
+
+
+@pytest.mark.alone
+def test_text_to_label_is_the_engine_and_little_else(smoke: Run) -> None:
+    """Asked: 1.5 times the bare engine on ready ids at most; a larger model is nearer to 1."""
+    servable = Servable(smoke.workspace / "data" / "models" / "deploy")
+    texts = read_split(smoke.workspace / "data" / "prepared" / "validation.parquet").texts[:200]
+    assert min(engine_ratio(servable, texts)["ratio"] for _ in range(3)) < 1.5
 
 
 def test_the_checkout_is_not_touched(smoke: Run) -> None:

@@ -219,6 +219,20 @@ def test_near_duplicates_are_told_from_others() -> None:
     assert behaviour.memorisation(train, texts[:30], logits[:30], seed=0) is None
 
 
+def test_near_duplicates_are_compared_with_what_is_like_them() -> None:
+    """Sure of a whole subject is not sure of what was learned by heart."""
+    train = [f"where is the card number {i}" for i in range(30)]
+    alike = ["where is a cash machine", "is the card late", "card numbers abroad", "number plate",
+             "where to see the fees"] * 6  # fmt: skip
+    texts = [*train, *alike, *["fully odd phrase"] * 30]
+    logits = np.concatenate([logits_for([0] * 60, sure=9), logits_for([0] * 30, sure=1)])
+    found = behaviour.memorisation(train, texts, logits, seed=0)
+    assert found is not None
+    assert found["pairs"] == 30
+    assert found["gap"] == pytest.approx(0, abs=1e-9)
+    assert found["confidence_far"] == pytest.approx(found["confidence_near"])
+
+
 def test_energy_is_earned_back(tmp_path: Path) -> None:
     for stage, kwh in (("distill", 2e-3), ("prune", 1e-3), ("fetch", None)):
         content = {"energy_kwh": kwh, "work_s": 7.0, "energy_method": "estimated"}

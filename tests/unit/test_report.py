@@ -11,16 +11,9 @@ from rich.console import Console
 from tasks.evaluation.energy import Energy
 from tasks.evaluation.latency import ColdStart, LatencyRow, PairedRatio
 from tasks.evaluation.pareto import pareto_front, plot_pareto
-from tasks.evaluation.report import (
-    Details,
-    Row,
-    beaten_by_linear,
-    ratios,
-    render_markdown,
-    render_terminal,
-    summary,
-)
+from tasks.evaluation.report import Details, render_markdown, render_terminal
 from tasks.evaluation.statistics import ClassDrop, ClassDrops, Interval
+from tasks.evaluation.summary import Row, beaten_by_linear, ratios, summary
 
 GATE = {
     "passed": True,
