@@ -26,6 +26,7 @@ from tasks.evaluation.comparison import (
 )
 from tasks.evaluation.statistics import ClassDrops
 from tasks.evaluation.swaps import read_swaps
+from tasks.modeling.vocabulary import unknown_id
 from tasks.problems.sampling import evenly, spread
 from tasks.schema import Evaluation
 
@@ -105,7 +106,7 @@ def from_behaviour(
         array[where] for array in (answers.labels, answers.teacher, answers.candidate)
     )
     swaps = read_swaps(Path(config.counterfactual))
-    unknown = tokenizer.token_to_id("[UNK]") or tokenizer.token_to_id("<unk>")
+    unknown = unknown_id(tokenizer.to_str())
 
     def pieces(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)

@@ -1,4 +1,4 @@
-"""Trim a WordPiece or byte-pair vocabulary to what a data set uses, and every character besides.
+"""Trim a WordPiece, byte-pair or Unigram vocabulary to what a data set uses, and every character.
 
 Half of a small encoder is its embedding table, and a domain uses a tenth of it. A piece
 that goes is spelled with smaller pieces from then on; single characters and their
@@ -42,14 +42,16 @@ def plain_tokenizer(tokenizer_json: str, *, max_length: int) -> Tokenizer:
 def trim(tokenizer_json: str, texts: Iterable[str], *, min_count: int) -> TrimmedVocabulary:
     """Keep pieces that occur at least `min_count` times in `texts`, specials, and characters.
 
-    Of a byte-pair tokenizer also the pieces that a kept one is merged from: a text whose pieces
-    are all kept is then split as before.
+    Of a byte-pair tokenizer also the pieces that a kept one is merged from, of a Unigram one those
+    that it cannot do without: a text whose pieces are all kept is then split as before.
 
     Raises:
-        ParamsError: the tokenizer is neither WordPiece nor byte-pair, or marks parts of words.
+        ParamsError: the tokenizer is none of WordPiece, byte-pair and Unigram, or marks parts of
+            words.
     """
     spec = json.loads(tokenizer_json)
-    _check(spec["model"])
+    model = spec["model"]
+    _check(model)
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.no_padding()
     tokenizer.no_truncation()
@@ -57,21 +59,24 @@ def trim(tokenizer_json: str, texts: Iterable[str], *, min_count: int) -> Trimme
     for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
         counts.update(encoding.ids)
 
-    prefix = spec["model"].get("continuing_subword_prefix") or ""
-    added = {token["content"]: token["id"] for token in spec["added_tokens"]}
-    specials = {*added, spec["model"]["unk_token"]}
-    pieces = added | spec["model"]["vocab"]  # an added token need not be in the model's own table
+    prefix = model.get("continuing_subword_prefix") or ""
+    added = {token["content"] for token in spec["added_tokens"]}
+    unknown = unknown_id(tokenizer_json)
+    rows = _rows(spec)
     wanted = {
         piece
-        for piece, old in pieces.items()
+        for piece, old in rows
         if counts[old] >= min_count
-        or piece in specials
+        or piece in added
+        or old == unknown
         or len(piece.removeprefix(prefix)) == 1
         or _BYTE.fullmatch(piece)
     }
-    if spec["model"]["type"] == "BPE":
-        wanted = _keep_merges(spec["model"], wanted)
-    kept = sorted(((p, old) for p, old in pieces.items() if p in wanted), key=lambda item: item[1])
+    if model["type"] == "BPE":
+        wanted = _keep_merges(model, wanted)
+    elif model["type"] == "Unigram":
+        wanted |= _irreplaceable(model["vocab"])
+    kept = sorted(((p, old) for p, old in rows if p in wanted), key=lambda item: item[1])
     return TrimmedVocabulary(_rewrite(spec, kept), tuple(old for _, old in kept))
 
 
@@ -80,12 +85,25 @@ def _check(model: dict[str, Any]) -> None:
     marked = model["type"] == "BPE" and (
         model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
     )
-    if model["type"] not in ("WordPiece", "BPE") or marked:
+    if model["type"] not in ("WordPiece", "BPE", "Unigram") or marked:
         raise ParamsError(
             f"distill.vocabulary.trim: found a {model['type']} tokenizer"
-            f"{' that marks parts of words' if marked else ''}, expected WordPiece or plain BPE",
+            f"{' that marks parts of words' if marked else ''}, expected WordPiece, Unigram or "
+            "plain BPE",
             next_command="stillroom compress --set distill.vocabulary.trim=false",
         )
+
+
+def _rows(spec: dict[str, Any]) -> list[tuple[str, int]]:
+    """Pieces and their ids: the model's own, then the added tokens that it does not have.
+
+    A Unigram model's ids are places in its list, where a piece may stand twice (CamemBERT's <unk>).
+    """
+    own = spec["model"]["vocab"]
+    rows = [*own.items()] if isinstance(own, dict) else [(p, at) for at, (p, _) in enumerate(own)]
+    known = {piece for piece, _ in rows}
+    added = ((token["content"], token["id"]) for token in spec["added_tokens"])
+    return rows + [(piece, new) for piece, new in added if piece not in known]
 
 
 def _keep_merges(model: dict[str, Any], wanted: set[str]) -> set[str]:
@@ -113,11 +131,28 @@ def _made_of(piece: str, ranks: dict[tuple[str, str], int]) -> set[str]:
     return seen
 
 
+def _irreplaceable(vocab: Sequence[tuple[str, float]]) -> set[str]:
+    """What a Unigram model keeps besides: its least likely piece, and what characters cannot spell.
+
+    The best split of a text stays the best while its pieces are there: no other gets likelier, and
+    of equal ones the library takes the one whose last piece is longest, then the last but one, as
+    before. But an unknown character costs ten more than the least likely piece of all.
+    """
+    characters = {piece for piece, _ in vocab if len(piece) == 1}
+    least, _ = min(vocab, key=lambda entry: entry[1])
+    return {least} | {piece for piece, _ in vocab if not characters.issuperset(piece)}
+
+
 def _rewrite(spec: dict[str, Any], kept: Sequence[tuple[str, int]]) -> str:
     """The tokenizer file with new ids everywhere an id stands."""
     new_id = {old: new for new, (_, old) in enumerate(kept)}
-    own = spec["model"]["vocab"]
-    spec["model"]["vocab"] = {piece: new_id[old] for piece, old in kept if piece in own}
+    model = spec["model"]
+    own = model["vocab"]
+    if model["type"] == "Unigram":
+        model["vocab"] = [own[old] for _, old in kept if old < len(own)]
+        model["unk_id"] = new_id.get(model.get("unk_id"))
+    else:
+        model["vocab"] = {piece: new_id[old] for piece, old in kept if piece in own}
     for token in spec["added_tokens"]:
         token["id"] = new_id[token["id"]]
     _renumber(spec.get("post_processor") or {}, new_id)
@@ -147,14 +182,23 @@ def pad_token(tokenizer_json: str, pad_id: int) -> str:
     return token
 
 
+def unknown_id(tokenizer_json: str) -> int | None:
+    """The id of the piece that stands for what a tokenizer cannot spell; None if it has none."""
+    model = json.loads(tokenizer_json)["model"]
+    unigram = model["type"] == "Unigram"
+    found: int | None = (
+        model.get("unk_id") if unigram else model["vocab"].get(model.get("unk_token"))
+    )
+    return found
+
+
 def unknown_share(tokenizer_json: str, texts: Sequence[str]) -> float:
     """Share of pieces that are the unknown piece, specials not counted; 0 if there is none."""
-    piece = json.loads(tokenizer_json)["model"].get("unk_token")
-    if piece is None:
+    unknown = unknown_id(tokenizer_json)
+    if unknown is None:
         return 0.0
     tokenizer = Tokenizer.from_str(tokenizer_json)
     tokenizer.no_padding()
-    unknown: Any = tokenizer.token_to_id(piece)
     encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     total = sum(len(e.ids) for e in encodings)
     return sum(e.ids.count(unknown) for e in encodings) / max(total, 1)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from itertools import product
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,7 +22,7 @@ from tokenizers import (
 )
 
 from tasks.errors import ParamsError
-from tasks.modeling.vocabulary import plain_tokenizer, trim, unknown_share
+from tasks.modeling.vocabulary import plain_tokenizer, trim, unknown_id, unknown_share
 
 WORDS = [
     "card",
@@ -189,10 +193,170 @@ def test_any_text_stays_readable_in_pairs(style: str, text: str) -> None:
     assert cut.decode(cut.encode(text).ids) == full.decode(full.encode(text).ids)
 
 
+def unigram_file(style: str, learned: list[list[Any]]) -> str:
+    """A tokenizer file laid out as XLM-R's, as CamemBERT's, or with pieces for bytes at the end.
+
+    CamemBERT's list has ``<unk>`` twice; its ``<mask>``, and that after the bytes, are not in it.
+    """
+    pieces: list[list[Any]]
+    if style == "camembert":
+        pieces = [[s, 0.0] for s in ("<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>")]
+        pieces += [[s, 0.0] for s in ("<unk>", "<s>", "</s>")] + learned
+        added = {"<s>NOTUSED": 0, "<pad>": 1, "</s>NOTUSED": 2, "<unk>": 4, "<s>": 5, "</s>": 6}
+    elif style == "xlm-r":
+        pieces = [[s, 0.0] for s in ("<s>", "<pad>", "</s>", "<unk>")] + learned
+        added = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3}
+    else:
+        pieces = [[s, 0.0] for s in ("<s>", "<pad>", "</s>")] + learned + [["<unk>", 0.0]]
+        added = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": len(pieces) - 1}
+        pieces += [[f"<0x{byte:02X}>", -50.0] for byte in range(256)]
+    added["<mask>"] = len(pieces)
+    if style == "xlm-r":
+        pieces.append(["<mask>", 0.0])
+    file = json.loads(Tokenizer(models.Unigram()).to_str())
+    return json.dumps(file | {
+        "added_tokens": [
+            {"id": at, "content": s, "special": True, "single_word": False, "lstrip": False,
+             "rstrip": False, "normalized": False} for s, at in added.items()],
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "\u2581",
+                          "prepend_scheme": "always", "split": True},
+        "post_processor": {"type": "RobertaProcessing", "sep": ["</s>", added["</s>"]],
+                           "cls": ["<s>", added["<s>"]], "trim_offsets": True,
+                           "add_prefix_space": True},
+        "model": {"type": "Unigram", "vocab": pieces, "unk_id": pieces.index(["<unk>", 0.0]),
+                  "byte_fallback": style == "bytes"},
+    })  # fmt: skip
+
+
+README = (Path(__file__).resolve().parents[2] / "README.md").read_text("utf-8")
+LINES = [line for line in README.splitlines() if line.strip()][:60]
+
+
+def learned_pieces() -> list[list[Any]]:
+    """What the library's trainer makes of `README`."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=800, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False
+    )
+    tokenizer.train_from_iterator(README.splitlines(), trainer)
+    return list(json.loads(tokenizer.to_str())["model"]["vocab"][1:])
+
+
+LEARNED = learned_pieces()
+UNIGRAMS = {style: unigram_file(style, LEARNED) for style in ("xlm-r", "camembert", "bytes")}
+
+
+def require_same_splits(before: str, some: set[str], texts: Iterable[str]) -> None:
+    """Texts whose pieces all stay, `some` among them, are split as before."""
+    small = trim(before, some, min_count=1)
+    full, cut = Tokenizer.from_str(before), Tokenizer.from_str(small.tokenizer_json)
+    for text in {*texts, *some}:
+        old, new = full.encode(text), cut.encode(text)
+        stays = set(small.kept_ids).issuperset(old.ids)
+        assert stays or text not in some
+        if stays:
+            assert new.tokens == old.tokens
+            assert [small.kept_ids[i] for i in new.ids] == old.ids
+
+
+@pytest.mark.parametrize("style", UNIGRAMS)
+@given(st.sets(st.sampled_from(LINES), min_size=1, max_size=20))
+def test_texts_of_kept_unigrams_are_split_as_before(style: str, some: set[str]) -> None:
+    require_same_splits(UNIGRAMS[style], some, [*LINES, "a <mask> \u2603 b"])
+
+
+SHORT = ["".join(letters) for n in (1, 2, 3) for letters in product("abz", repeat=n)]
+
+
+@given(
+    st.dictionaries(st.sampled_from(SHORT), st.integers(-12, -1), min_size=1),
+    st.sets(st.text("abz", max_size=8), max_size=3),
+    st.lists(st.text("abz", max_size=8), max_size=20),
+)
+def test_equal_scores_and_unknown_characters_split_as_before(
+    scores: dict[str, int], some: set[str], texts: list[str]
+) -> None:
+    learned = [["\u2581", -2.0], *([piece, float(score)] for piece, score in scores.items())]
+    require_same_splits(unigram_file("xlm-r", learned), some, texts)
+
+
+@pytest.mark.parametrize("style", UNIGRAMS)
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("cardwithl "), max_size=9)
+)
+def test_any_text_stays_readable_in_unigrams(style: str, text: str) -> None:
+    small = trim(UNIGRAMS[style], ["my card"], min_count=1).tokenizer_json
+
+    def read(file: str) -> tuple[str, list[str]]:
+        encoding = Tokenizer.from_str(file).encode(text, add_special_tokens=False)
+        unread = [p for p, at in zip(encoding.tokens, encoding.ids, strict=True)
+                  if at == unknown_id(file)]  # fmt: skip
+        return "".join(encoding.tokens), unread
+
+    assert read(small) == read(UNIGRAMS[style])
+
+
+@pytest.mark.parametrize("style", UNIGRAMS)
+def test_unigrams_go_and_what_stays_is_as_it_was(style: str) -> None:
+    text = "the model <mask> \u2603"
+    small = trim(UNIGRAMS[style], [text], min_count=1)
+    before, after = (
+        json.loads(file)["model"]["vocab"] for file in (UNIGRAMS[style], small.tokenizer_json)
+    )
+    assert after == [before[old] for old in small.kept_ids if old < len(before)]
+    old, new = Tokenizer.from_str(UNIGRAMS[style]), Tokenizer.from_str(small.tokenizer_json)
+    needed = {*old.encode(text).tokens, min(before, key=lambda entry: entry[1])[0]}
+    gone = {piece for piece, _ in LEARNED if len(piece) > 1} - needed
+    assert dict(before).keys() - dict(after).keys() == gone
+    assert len(gone) > 200
+
+    ids = new.encode(text).ids
+    assert [small.kept_ids[i] for i in ids] == old.encode(text).ids
+    assert [new.id_to_token(i) for i in (ids[0], ids[-1])] == ["<s>", "</s>"]
+    assert new.token_to_id("<mask>") in ids
+    assert small.kept_ids[1] == 1  # the padding piece, from which RoBERTa-like models count
+
+
+def test_the_least_likely_piece_sets_the_price_of_the_unknown() -> None:
+    learned = [["\u2581", -1.0], ["a", -20.0], ["b", -20.0], ["za", -20.0], ["ab", -1.0]]
+    before = unigram_file("xlm-r", [*learned, ["bbb", -100.0]])
+    assert Tokenizer.from_str(before).encode("zab").tokens == ["<s>", "\u2581", "za", "b", "</s>"]
+    require_same_splits(before, {"zab", "ab"}, [])  # not as an unknown "z" and "ab"
+
+
+def test_what_characters_cannot_spell_stays() -> None:
+    learned = [["\u2581", -1.0], ["a", -1.0], ["aa", -1.0], ["az", -1.0]]
+    small = trim(unigram_file("xlm-r", learned), ["a"], min_count=1).tokenizer_json
+    assert Tokenizer.from_str(small).encode("aaz").tokens == ["<s>", "\u2581", "a", "az", "</s>"]
+
+
+@pytest.mark.parametrize("before", [spec(), UNIGRAMS["xlm-r"]], ids=["WordPiece", "Unigram"])
+def test_the_unknown_piece_stays_though_no_list_of_specials_has_it(before: str) -> None:
+    bare = json.loads(before) | {"added_tokens": [], "post_processor": None}
+    small = trim(json.dumps(bare), ["my card"], min_count=1)
+    assert unknown_id(before) in small.kept_ids
+    assert unknown_share(small.tokenizer_json, ["\u2603"]) > 0
+
+
+def test_the_unknown_piece_may_be_any_and_have_the_first_id() -> None:
+    first = Tokenizer(models.WordLevel({"[UNK]": 0, "card": 1}, unk_token="[UNK]"))
+    first.pre_tokenizer = pre_tokenizers.Whitespace()
+    assert unknown_id(first.to_str()) == 0
+    assert unknown_share(first.to_str(), ["my card"]) == pytest.approx(0.5)
+    assert unknown_id(PAIRS["bytes"]) is None
+    for style, share in (("xlm-r", 1 / 2), ("camembert", 1 / 2), ("bytes", 0)):
+        small = trim(UNIGRAMS[style], ["my card"], min_count=1)
+        old = unknown_id(UNIGRAMS[style])
+        assert old is not None
+        assert unknown_id(small.tokenizer_json) == small.kept_ids.index(old)
+        assert unknown_share(small.tokenizer_json, ["\u2603 \u2603"]) == pytest.approx(share)
+
+
 def test_other_tokenizers_are_refused_with_a_way_out() -> None:
     other = json.loads(spec())
     marked = {"type": "BPE", "vocab": {}, "merges": [], "end_of_word_suffix": "</w>"}
-    for model in (marked, {"type": "Unigram", "vocab": []}):
+    for model in (marked, {"type": "WordLevel", "vocab": {}, "unk_token": "[UNK]"}):
         other["model"] = model
         with pytest.raises(
             ParamsError, match=rf"vocabulary\.trim.*{model['type']}.*\n.*trim=false"
