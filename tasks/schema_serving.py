@@ -66,6 +66,8 @@ class Quantize(Section):
     bits: Literal[8, 4]
     """Of a weight, with `weight_only`."""
     per_channel: bool
+    """A scale for each output channel of a matrix instead of one for all; of `dynamic`, `static`
+    and what `aware` trains."""
     embeddings: bool
     """Store the embedding tables as int8, too."""
     calibration: Calibration

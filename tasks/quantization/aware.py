@@ -46,7 +46,8 @@ def train_aware(
         target: where the Q/DQ graph goes.
         exact: logits ``[texts, classes]`` of the fp32 form on validation.
         texts: training texts, for the first ranges.
-        served: the form that post-training quantisation gave, for the same engine.
+        served: the form that post-training quantisation gave, for the same engine and with the
+            same ``per_channel`` and ``embeddings``.
 
     Returns:
         What it answers as served, and the temperature that is folded into it.
@@ -55,7 +56,10 @@ def train_aware(
     require_device(params.hardware)
     model = load_checkpoint(FINETUNED, dropout=config.training.dropout)
     pad_id: int = model.config.pad_token_id
-    prepare(model, (pad([row], pad_id) for row in encode(tokenizer, texts)), profile)
+    prepare(
+        model, (pad([row], pad_id) for row in encode(tokenizer, texts)), profile,
+        per_channel=served.config.per_channel, embeddings=served.config.embeddings,
+    )  # fmt: skip
     say("quantize: training with simulated int8")
     distil(
         model, params.finetune, config.training, stage="quantize", tokenizer=tokenizer,

@@ -1,8 +1,8 @@
 """Simulated int8 inside a PyTorch model, with step sizes that are learned.
 
-    observed = prepare(model, batches, profile)     # in place: ranges from calibration texts
-    …train…                                         # straight-through gradients
-    grid = settle(model)                            # in place: plain modules, weights on the grid
+    prepare(model, batches, profile, per_channel=True, embeddings=True)   # ranges from texts
+    …train…                                                               # gradients go through
+    grids = settle(model)                                                 # weights on their grids
 
 `settle` leaves the model as it was built, with every weight on its grid, and says which grid that
 is; `tasks.quantization.qdq` writes exactly these numbers into the graph.
@@ -29,7 +29,8 @@ class LearnedRound(torch.autograd.Function):
 
     Esser et al. 2020, "Learned Step Size Quantization": the gradient passes straight through
     to x inside the range (their eq. 5), and to s it is round(x/s) − x/s inside, the clipped
-    level outside (eq. 3), scaled by 1 / √(n · high) (section 2.2).
+    level outside (eq. 3), scaled by 1 / √(n · high) for n values that share a step
+    (section 2.2).
     """
 
     @staticmethod
@@ -55,10 +56,10 @@ class LearnedRound(torch.autograd.Function):
 
 
 class QuantLinear(nn.Linear):
-    """`nn.Linear` on simulated bytes: weights per output channel, inputs per tensor."""
+    """`nn.Linear` on simulated bytes: weights per output channel or matrix, inputs per tensor."""
 
     weight_step: torch.Tensor
-    """``[out, 1]``."""
+    """``[out, 1]``, or ``[1]`` where the matrix has one."""
     input_step: torch.Tensor
     """``[1]``."""
     input_zero: torch.Tensor
@@ -110,7 +111,7 @@ class Grid:
     """Where the levels of one module lie."""
 
     weight_scale: torch.Tensor
-    """``[out]`` of a matrix, ``[1]`` of a table."""
+    """``[out]`` of a matrix with one for each channel, else a scalar."""
     input_scale: float | None
     """None for a table."""
     input_zero: int
@@ -126,21 +127,29 @@ def quantised_modules(model: nn.Module) -> Iterator[tuple[str, QuantLinear | Qua
 
 
 def prepare(
-    model: nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], profile: Profile
+    model: nn.Module,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    profile: Profile,
+    *,
+    per_channel: bool,
+    embeddings: bool,
 ) -> None:
-    """Make every matrix and every embedding table a simulated one, in place.
+    """Make every matrix a simulated one, and embedding tables if asked for, in place.
 
     Steps begin where post-training quantisation would put them: the largest weight of a
-    channel, the range of the inputs on `batches`.
+    channel or a matrix, the range of the inputs on `batches`.
 
     Args:
         batches: ids and mask of calibration texts.
+        per_channel: one step for each output channel instead of one for each matrix.
+        embeddings: tables, too; else they stay as they are.
     """
-    _fold_segment(model)
+    if embeddings:
+        _fold_segment(model)
     for module in model.modules():
         if type(module) is nn.Linear:
-            _begin_linear(module, profile)
-        elif type(module) is nn.Embedding and module.num_embeddings > 2:
+            _begin_linear(module, profile, per_channel=per_channel)
+        elif embeddings and type(module) is nn.Embedding and module.num_embeddings > 2:
             module.__class__ = QuantEmbedding
             step = module.weight.detach().abs().max().clamp_min(1e-8) / TABLE_LEVELS
             module.weight_step = nn.Parameter(step.reshape(1))
@@ -164,13 +173,14 @@ def _fold_segment(model: nn.Module) -> None:
         segment.requires_grad_(False)
 
 
-def _begin_linear(module: nn.Linear, profile: Profile) -> None:
+def _begin_linear(module: nn.Linear, profile: Profile, *, per_channel: bool) -> None:
     module.__class__ = QuantLinear
     assert isinstance(module, QuantLinear)
     module.weight_high = 63 if profile.reduce_range else 127
     module.input_low, module.input_high = (-128, 127) if profile.symmetric else (0, 255)
-    step = module.weight.detach().abs().amax(1, keepdim=True).clamp_min(1e-8) / module.weight_high
-    module.weight_step = nn.Parameter(step)
+    size = module.weight.detach().abs()
+    largest = size.amax(1, keepdim=True) if per_channel else size.amax().reshape(1)
+    module.weight_step = nn.Parameter(largest.clamp_min(1e-8) / module.weight_high)
     module.observing, module.least, module.most = True, 0.0, 0.0
 
 
@@ -196,13 +206,13 @@ def settle(model: nn.Module) -> dict[str, Grid]:
             levels = torch.round(module.weight / step).clamp(
                 -module.weight_high, module.weight_high
             )
-            grids[name] = Grid(step.reshape(-1).clone(), float(module.input_step.abs()),
+            grids[name] = Grid(step.squeeze(-1).clone(), float(module.input_step.abs()),
                                int(module.input_zero), signed=module.input_low < 0)  # fmt: skip
             del module.input_step, module.input_zero
             plain: Any = nn.Linear
         else:
             levels = torch.round(module.weight / step).clamp(-TABLE_LEVELS, TABLE_LEVELS)
-            grids[name] = Grid(step.clone(), None, 0, signed=True)
+            grids[name] = Grid(step.squeeze(-1).clone(), None, 0, signed=True)
             plain = nn.Embedding
         module.weight.copy_(levels * step + 0.0)  # no negative zeros: content is compared by bytes
         del module.weight_step

@@ -289,6 +289,7 @@ def test_simulated_int8_keeps_zeros_and_suits_the_engine_that_serves(
     stage: Stage, tmp_path: Path
 ) -> None:
     settings = ("prune.sparsity.method=wanda", "prune.sparsity.target=0.6",
+                "quantize.per_channel=false", "quantize.embeddings=false",
                 "quantize.aware.training.epochs=0.2")  # fmt: skip
     stage("prune", *settings)
     folder, _ = stage("finetune", *settings)
@@ -304,6 +305,10 @@ def test_simulated_int8_keeps_zeros_and_suits_the_engine_that_serves(
     assert not_ready(model) == []
     levels = [numpy_helper.to_array(t) for t in model.graph.initializer
               if t.name.endswith("_weight") and t.data_type == onnx.TensorProto.INT8]  # fmt: skip
+    scales = [t.dims for t in model.graph.initializer if t.name.endswith("_scale")]
+    assert scales
+    assert not any(scales), "one for each matrix"
+    assert not [t.name for t in model.graph.initializer if t.name.endswith("_int8")], "no table"
     zeros = sum(int((m.weight == 0).sum()) for m in matrices(load_checkpoint(folder)).values())
     assert zeros > 0.5 * sum(array.size for array in levels)
     assert sum(int((array == 0).sum()) for array in levels) >= zeros
