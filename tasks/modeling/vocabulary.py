@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from tasks.errors import ParamsError
 
+CHUNK = 8192
+"""Texts that a tokenizer is given at a time."""
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 """A piece that stands for one byte of a character without a piece of its own."""
 
@@ -39,6 +41,30 @@ def plain_tokenizer(tokenizer_json: str, *, max_length: int) -> Tokenizer:
     return tokenizer
 
 
+def encodings(
+    tokenizer: Tokenizer, texts: Iterable[str], *, specials: bool = True
+) -> Iterator[Encoding]:
+    """What a tokenizer makes of each text; no more than `CHUNK` of them are in memory.
+
+    Args:
+        specials: whether it puts its special pieces around a text.
+    """
+    rest = iter(texts)
+    while part := list(islice(rest, CHUNK)):
+        yield from tokenizer.encode_batch_fast(part, add_special_tokens=specials)
+
+
+def piece_counts(tokenizer_json: str, texts: Iterable[str]) -> Counter[int]:
+    """How often each piece occurs, by its id; texts whole and without special pieces."""
+    tokenizer = Tokenizer.from_str(tokenizer_json)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    counts: Counter[int] = Counter()
+    for encoding in encodings(tokenizer, texts, specials=False):
+        counts.update(encoding.ids)
+    return counts
+
+
 def trim(tokenizer_json: str, texts: Iterable[str], *, min_count: int) -> TrimmedVocabulary:
     """Keep pieces that occur at least `min_count` times in `texts`, specials, and characters.
 
@@ -52,12 +78,7 @@ def trim(tokenizer_json: str, texts: Iterable[str], *, min_count: int) -> Trimme
     spec = json.loads(tokenizer_json)
     model = spec["model"]
     _check(model)
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    counts: Counter[int] = Counter()
-    for encoding in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False):
-        counts.update(encoding.ids)
+    counts = piece_counts(tokenizer_json, texts)
 
     prefix = model.get("continuing_subword_prefix") or ""
     added = {token["content"] for token in spec["added_tokens"]}
@@ -192,13 +213,10 @@ def unknown_id(tokenizer_json: str) -> int | None:
     return found
 
 
-def unknown_share(tokenizer_json: str, texts: Sequence[str]) -> float:
+def unknown_share(tokenizer_json: str, texts: Iterable[str]) -> float:
     """Share of pieces that are the unknown piece, specials not counted; 0 if there is none."""
     unknown = unknown_id(tokenizer_json)
     if unknown is None:
         return 0.0
-    tokenizer = Tokenizer.from_str(tokenizer_json)
-    tokenizer.no_padding()
-    encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-    total = sum(len(e.ids) for e in encodings)
-    return sum(e.ids.count(unknown) for e in encodings) / max(total, 1)
+    counts = piece_counts(tokenizer_json, texts)
+    return counts[unknown] / max(counts.total(), 1)

@@ -6,7 +6,6 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import overload
 
@@ -16,12 +15,10 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from tasks.modeling.vocabulary import plain_tokenizer
+from tasks.modeling.vocabulary import encodings, plain_tokenizer
 
 Row = Sequence[int] | np.ndarray
 """Piece ids of one text."""
-CHUNK = 8192
-"""Texts that a tokenizer is given at a time."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +76,11 @@ class Pieces(Sequence[np.ndarray]):
 
 
 def encode(tokenizer: Tokenizer, texts: Iterable[str]) -> Pieces:
-    """Piece ids of each text, special ones included; no more than `CHUNK` texts at a time."""
-    ids, starts, rest = array("i"), array("q", [0]), iter(texts)
-    while part := list(islice(rest, CHUNK)):
-        for encoding in tokenizer.encode_batch_fast(part):
-            ids.extend(encoding.ids)
-            starts.append(len(ids))
+    """Piece ids of each text, special ones included."""
+    ids, starts = array("i"), array("q", [0])
+    for encoding in encodings(tokenizer, texts):
+        ids.extend(encoding.ids)
+        starts.append(len(ids))
     return Pieces(np.frombuffer(ids, np.int32), np.frombuffer(starts, np.int64))
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.problems import classification
+from tasks.modeling import vocabulary
 from tasks.problems.classification import encode, pad, read_tokenizer
 from tests.unit.test_student import checkpoint  # noqa: F401
 
@@ -29,7 +29,7 @@ def test_rows_are_what_a_list_of_them_would_be(
     texts = [" ".join(f"w{i % 20}" for i in range(n)) for n in counts]
     tokenizer = read_tokenizer(checkpoint, 8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(classification, "CHUNK", chunk)
+        patch.setattr(vocabulary, "CHUNK", chunk)
         found = encode(tokenizer, iter(texts))
     expected = [tokenizer.encode(text).ids for text in texts]
     assert [row.tolist() for row in found] == expected
