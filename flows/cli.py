@@ -176,10 +176,14 @@ def promote(
     It is timed beside the champion first. Exit 3 where it takes more than
     promotion.max_slowdown times as long; that limit was registered with it.
     """
-    move = _registry().promote(
-        _model(model), version=version, yes=yes, max_slowdown=max_slowdown, why=why
-    )
+    from tasks.release.champion import champion_bundle
+
+    name = _model(model)
+    move = _registry().promote(name, version=version, yes=yes, max_slowdown=max_slowdown, why=why)
     _tell(move.as_dict(), move.note, as_json)
+    folder, number = champion_bundle(name)
+    serving = json.loads((folder / "serving.json").read_text("utf-8"))
+    _warn_of_profile(name, number, serving)
 
 
 @app.command(epilog="Example: stillroom rollback --reason 'wrong answers since noon'")
@@ -220,14 +224,12 @@ def predict(
 ) -> None:
     """Classify a text with the champion."""
     from tasks.release.champion import champion_bundle
-    from tasks.release.foreign import foreign
     from tasks.release.servable import Servable
 
     name = _model(model)
     folder, number = champion_bundle(name, version)
     servable = Servable(folder)
-    if warning := foreign(str(servable.serving.get("profile"))):
-        _say(f"{name} version {number}: {warning}", colour="yellow")
+    _warn_of_profile(name, number, servable.serving)
     (answer,) = servable.predict([text])
     facts = {"model": name, "version": number, "label": answer.label, "score": answer.score}
     _tell(facts, f"{answer.label}  {answer.score:.3f}", as_json)
@@ -361,6 +363,14 @@ def _tell(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
 def _say(text: str, *, colour: str | None) -> None:
     """A line on stderr, coloured on a terminal only."""
     typer.secho(text, fg=colour, err=True)
+
+
+def _warn_of_profile(name: str, version: int, serving: Mapping[str, Any]) -> None:
+    """Where a bundle was built and gated for another kind of machine than this one."""
+    from tasks.release.foreign import foreign
+
+    if warning := foreign(str(serving.get("profile"))):
+        _say(f"{name} version {version}: {warning}", colour="yellow")
 
 
 def _status_text(found: Mapping[str, Any]) -> str:

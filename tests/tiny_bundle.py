@@ -46,6 +46,7 @@ def make_bundle(
     name: str = "tiny",
     layers: int = 0,
     called: Sequence[str] = (),
+    profile: str = "cpu-avx2",
 ) -> Path:
     """Write a bundle whose hash depends on `seed`; its verdict is `passed`.
 
@@ -63,7 +64,7 @@ def make_bundle(
             "max_length": 16,
             "pad_id": 0,
             "pad_token": "[PAD]",
-            "profile": "cpu-avx2",
+            "profile": profile,
         },
         tokenizer_json=_tokenizer(vocabulary).to_str(),
     )
@@ -96,7 +97,7 @@ def write_manifest(folder: Path, *, passed: bool = True, name: str = "tiny") -> 
         "artifact_sha256": digest,
         "file_bytes": file_bytes(folder),
         "files": hashes,
-        "profile": "cpu-avx2",
+        "profile": json.loads((folder / "serving.json").read_text())["profile"],
         "params": {"seed": 13},
         "quality": quality,
         "teacher_quality": quality,

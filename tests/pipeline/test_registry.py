@@ -328,6 +328,16 @@ def test_promotion_reads_the_verdict_of_the_version(tmp_path: Path) -> None:
         packaging.check_verdict({"artifact_sha256": "0"})
 
 
+def test_a_bundle_for_another_machine_is_promoted_with_a_warning(tmp_path: Path) -> None:
+    for seed, profile in ((1, "cpu-avx2"), (2, "gpu-sm90")):
+        make_bundle(tmp_path / f"bundle-{seed}", seed=seed, profile=profile)
+        put(tmp_path, seed)
+        done = stillroom("promote", "--model", NAME, "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert ("built for gpu-sm90" in done.stderr) == (profile == "gpu-sm90"), done.stderr
+        assert json.loads(done.stdout)["to"] == seed
+
+
 # --- two at once, and crashes ----------------------------------------------------------
 
 
