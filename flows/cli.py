@@ -176,14 +176,10 @@ def promote(
     It is timed beside the champion first. Exit 3 where it takes more than
     promotion.max_slowdown times as long; that limit was registered with it.
     """
-    from tasks.release.champion import champion_bundle
-
     name = _model(model)
     move = _registry().promote(name, version=version, yes=yes, max_slowdown=max_slowdown, why=why)
     _tell(move.as_dict(), move.note, as_json)
-    folder, number = champion_bundle(name)
-    serving = json.loads((folder / "serving.json").read_text("utf-8"))
-    _warn_of_profile(name, number, serving)
+    _warn_of_champion(name)
 
 
 @app.command(epilog="Example: stillroom rollback --reason 'wrong answers since noon'")
@@ -196,8 +192,10 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Make the champion before this one champion again, and withdraw this one."""
-    move = _registry().rollback(_model(model), reason=reason, to=to)
+    name = _model(model)
+    move = _registry().rollback(name, reason=reason, to=to)
     _tell(move.as_dict(), move.note, as_json)
+    _warn_of_champion(name)
 
 
 @app.command(epilog="Example: stillroom status --history")
@@ -363,6 +361,14 @@ def _tell(facts: Mapping[str, Any], text: str, as_json: bool) -> None:
 def _say(text: str, *, colour: str | None) -> None:
     """A line on stderr, coloured on a terminal only."""
     typer.secho(text, fg=colour, err=True)
+
+
+def _warn_of_champion(name: str) -> None:
+    """The same, once a version is champion."""
+    from tasks.release.champion import champion_bundle
+
+    folder, number = champion_bundle(name)
+    _warn_of_profile(name, number, json.loads((folder / "serving.json").read_text("utf-8")))
 
 
 def _warn_of_profile(name: str, version: int, serving: Mapping[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from flows import dvc
 from tasks import home
+from tasks.hardware import detect_profile
 from tasks.schema import Promotion
 from tasks.stage_files import read_json
 
@@ -54,6 +55,7 @@ def release(root: Path, promotion: Promotion) -> dict[str, Any]:
         "dirty": facts["dirty"] == "true",
         "dvc_lock_sha256": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.exists() else None,
         "machine": machine(),
+        "machine_profile": detect_profile(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "latency": [
             {

@@ -38,7 +38,6 @@ def main(params: Params) -> Metrics:
         return {"enabled": False, "file_bytes": checkpoint_bytes(FINETUNED), **heads}
     require_device(params.hardware)
     student = load_checkpoint(PRUNED, dropout=config.training.dropout)
-    sparse = params.prune.enabled and params.prune.sparsity.method != "none"
     training = config.training
     if config.rewind:
         training = rewound(params.distill.training, training)
@@ -54,7 +53,7 @@ def main(params: Params) -> Metrics:
         hardware=params.hardware,
         max_length=params.data.max_length,
         seed=params.seed + params.student_seed,
-        callbacks=[KeepZeros()] if sparse else [],
+        callbacks=[KeepZeros()],
     )
     step = {"stage": "finetune", "steps": trained.steps}
     save_checkpoint(student, FINETUNED, parent=PRUNED, step=step)
@@ -63,7 +62,7 @@ def main(params: Params) -> Metrics:
     return {
         "runtime": {"resumed_from": trained.resumed_from},
         "steps": trained.steps,
-        "sparsity": sparsity_of(student) if sparse else 0.0,
+        "sparsity": sparsity_of(student),
         **heads,
         **outcome("finetune", student, tokenizer, FINETUNED,
                   max_drop=params.gate.stage_drop.finetune),

@@ -89,6 +89,7 @@ from tasks.problems.classification import (
     read_tokenizer,
 )
 from tasks.problems.sampling import spread
+from tasks.pruning.sparsity import sparsity_of
 from tasks.release.gate import Evidence, judge
 from tasks.release.servable import Servable, artifact_sha256, file_bytes, file_hashes
 from tasks.release.stages import read_stage_files
@@ -181,7 +182,7 @@ def main(params: Params) -> Metrics:
         profile=params.hardware.profile,
         measured_on=detect_profile(like=params.hardware.profile),
         device=params.hardware.device,
-        sparsity=read_metrics("finetune").get("sparsity", 0.0),
+        sparsity=sparsity_of(load_checkpoint(FINETUNED)),
         planned_ms=params.prune.budget.latency_ms if params.prune.enabled else 0.0,
     )
     write_json(SUMMARY, result)

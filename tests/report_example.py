@@ -107,6 +107,7 @@ def evidence() -> dict[str, Any]:
             for value, n, t, c in (("up to 8 words", 800, -1.1, -2.4), ("9 to 14 words", 1500, 0.9,
                                    1.2), ("more", 780, -0.6, 0.2))
         ],
+        "small_slices": [{"slice": "source", "value": "phone", "n": 7}],
         "counterfactual": [
             {"name": "names", "n": 212, "teacher_flip_rate": 0.009, "candidate_flip_rate": 0.014},
         ],

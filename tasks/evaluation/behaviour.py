@@ -6,6 +6,8 @@ beside its teacher, since a weakness that both share is not compression's.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -111,6 +113,16 @@ def slices(
     return rows
 
 
+def too_few(groups: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+    """The values that `slices` says nothing of: fewer than `SLICE_ROWS` texts have them."""
+    return [
+        {"slice": name, "value": value, "n": count}
+        for name, values in groups.items()
+        for value, count in sorted(Counter(map(str, values)).items())
+        if count < SLICE_ROWS
+    ]
+
+
 def length_terciles(texts: Sequence[str]) -> list[str]:
     """``short``, ``medium`` or ``long`` for each text, by its number of words."""
     words = np.array([len(text.split()) for text in texts])
@@ -138,8 +150,14 @@ def counterfactuals(
 
 
 def swapped(text: str, pairs: Mapping[str, str]) -> str:
-    """A text with every word that stands in a pair replaced by the other one."""
-    return " ".join(pairs.get(word.lower(), word) for word in text.split(" "))
+    """A text with every word that stands in a pair replaced by the other one, capitals kept."""
+
+    def other(found: re.Match[str]) -> str:
+        word = found[0]
+        put = pairs.get(word.lower(), word)
+        return put[:1].upper() + put[1:] if word[:1].isupper() else put
+
+    return re.sub(r"\w+", other, text)
 
 
 def _around(pairs: Sequence[Sequence[str]], count: int) -> list[Sequence[str]]:

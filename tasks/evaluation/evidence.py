@@ -24,6 +24,7 @@ from tasks.evaluation.comparison import (
     mcnemar,
     reliability,
 )
+from tasks.evaluation.quality import ece
 from tasks.evaluation.statistics import ClassDrops
 from tasks.evaluation.swaps import read_swaps
 from tasks.modeling.vocabulary import unknown_id
@@ -56,11 +57,13 @@ def from_answers(
     """What follows from the answers to test alone, and from what two stages measured."""
     labels, names = answers.labels, answers.names
     theirs, own = answers.teacher.argmax(-1), answers.candidate.argmax(-1)
+    warmth = quantize["temperature"]
     return {
         "calibration": {
-            "temperature": quantize["temperature"],
-            "ece_before": quantize["ece_uncalibrated"],
-            "ece_after": quantize["validation"]["ece"],
+            "temperature": warmth,
+            # with early exits each head has a temperature of its own, and logits do not say whose
+            "ece_before": None if "exits" in quantize else ece(warmth * answers.candidate, labels),
+            "ece_after": ece(answers.candidate, labels),
             "bins": {"teacher": reliability(answers.teacher, labels),
                      "deploy": reliability(answers.candidate, labels)},
         },
@@ -69,7 +72,7 @@ def from_answers(
         "per_class": class_table(theirs, own, labels, names, classes),
         "confusions": confusion_changes(theirs, own, labels, names),
         "quantisation": quantize["quantisation"],
-        "vocabulary": {
+        "vocabulary": None if not distill["enabled"] else {
             "pieces": distill["vocabulary"],
             "unknown": [{"texts": place, **shares}
                         for place, shares in distill["unknown_share"].items()],
@@ -128,6 +131,7 @@ def from_behaviour(
             {"teacher": teacher(foreign), "candidate": candidate(foreign)}, "data.elsewhere",
         ),
         "slices": behaviour.slices(groups, *answers.right, seed=seed),
+        "small_slices": behaviour.too_few(groups),
         "counterfactual": behaviour.counterfactuals(teacher, candidate, texts, swaps),
         "memorisation": behaviour.memorisation(train, texts, own, seed=seed),
         "long_texts": behaviour.long_texts(

@@ -53,8 +53,8 @@ def _calibration(found: Evidence) -> str:
     ]
     return (
         f"One temperature, {found['temperature']:.3f}, was fitted on validation and folded into "
-        f"the logits: calibration error {found['ece_before']:.3f} before, {found['ece_after']:.3f} "
-        "after, on validation.\n\n"
+        f"the logits. On test the calibration error is {number(found['ece_before'], 3)} without "
+        f"it and {found['ece_after']:.3f} with it.\n\n"
         + table(
             ["confidence from", "teacher: right % (texts)", "candidate: right % (texts)"], cells
         )
@@ -90,6 +90,11 @@ def _slices(rows: Sequence[Evidence]) -> str:
               _points(r["gap"]), _points(r["teacher_gap"]), f"{r['low']:.2f} to {r['high']:.2f}"]
              for r in rows]  # fmt: skip
     return table(head, cells) + "\n\nA gap is accuracy there minus accuracy over all, in points."
+
+
+def _small_slices(rows: Sequence[Evidence]) -> str:
+    named = ", ".join(f"{r['slice']}: {r['value']} ({r['n']})" for r in rows)
+    return f"Nothing can be said of these, so nothing is: {named}."
 
 
 def _counterfactual(rows: Sequence[Evidence]) -> str:
@@ -187,10 +192,11 @@ def _quantisation(found: Evidence) -> str:
                  for r in found["runtimes"]]  # fmt: skip
         lines.append(table(["runtime", "form", "accuracy %", "points lost", "flips %", "bytes",
                             ""], cells))  # fmt: skip
-    if found["first_divergence"]:
-        first = found["first_divergence"]
+    if first := found["first_divergence"]:
         lines.append(f"The first layer that is off by over a tenth is `{first['layer']}` "
                      f"({first['error']:.2f}, with what it was handed).")  # fmt: skip
+    else:
+        lines.append("No layer's output is off by over a tenth.")
     if found["sensitivity"]:
         rows = found["sensitivity"][:WORST]
         cells = [[r["layer"], f"{r['kl']:.5f}", f"{r['bytes']:,}"] for r in rows]
@@ -214,6 +220,7 @@ SECTIONS: list[tuple[str, str, Callable[[Any], str]]] = [
     ("What quantisation cost", "quantisation", _quantisation),
     ("Robustness", "robustness", _robustness),
     ("Slices", "slices", _slices),
+    ("Slices of too few texts", "small_slices", _small_slices),
     ("Words that ought not to matter", "counterfactual", _counterfactual),
     ("Texts from elsewhere", "ood", _ood),
     ("Near-duplicates of training texts", "memorisation", _memorisation),

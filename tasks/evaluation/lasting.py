@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 WHOLE = ("flips", "robustness", "ood", "slices", "counterfactual", "memorisation", "long_texts",
-         "scripts", "vocabulary")  # fmt: skip
+         "scripts", "vocabulary", "small_slices")  # fmt: skip
 WORST = 5
 """Classes and confusions that are kept, those that lost most."""
 

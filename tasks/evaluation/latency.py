@@ -24,6 +24,8 @@ import numpy as np
 from tasks.errors import UnavailableError
 from tasks.release.servable import Servable
 
+LEAST_TEXTS = 64
+"""Answered in each cell of a grid: of a few calls a percentile says nothing."""
 WARMUP = 8
 """Untimed calls of each model in a short comparison."""
 
@@ -168,12 +170,12 @@ def grid(
     Args:
         texts_of: texts by their length in word pieces.
         threads: that the models were given; written down.
-        calls: timed calls of each model in each cell.
+        calls: timed calls of each model in each cell, more where that is under `LEAST_TEXTS`.
     """
     rows = []
     for pieces, texts in texts_of.items():
         for batch in batches:
-            enough = [texts[i % len(texts)] for i in range(calls * batch)]
+            enough = [texts[i % len(texts)] for i in range(max(calls * batch, LEAST_TEXTS))]
             found = measure(answerers, enough, rounds=1, batches=[batch], warmup=2, block=8)
             rows += [{"model": name, "batch": batch, "pieces": pieces, "threads": threads,
                       "p50": row.p50, "p95": row.p95, "p99": row.p99,

@@ -45,7 +45,7 @@ def evidence_sections(evidence: Mapping[str, Any]) -> list[Section]:
         classes(evidence.get("per_class"), evidence.get("confusions")),
         quantisation(evidence.get("quantisation")),
         robustness(evidence.get("robustness"), evidence.get("counterfactual")),
-        slices(evidence.get("slices")),
+        slices(evidence.get("slices"), evidence.get("small_slices") or ()),
         elsewhere(evidence),
         depth(evidence.get("adaptive_depth")),
         speed(evidence.get("latency"), evidence.get("engine")),
@@ -93,8 +93,8 @@ def calibration(found: Record | None) -> Section | None:
         return None
     lines = []
     if known(found.get("ece_before")) and known(found.get("ece_after")):
-        lines.append(f"Expected calibration error {fixed(found['ece_before'], 3)} before, "
-                     f"{fixed(found['ece_after'], 3)} after a temperature of "
+        lines.append(f"Expected calibration error on test: {fixed(found['ece_before'], 3)} without "
+                     f"and {fixed(found['ece_after'], 3)} with a temperature of "
                      f"{significant(found.get('temperature'))}, fitted on validation.")  # fmt: skip
     lead = (
         "On the dashed line a score is how often the answer is right; beneath it the model is "
@@ -228,7 +228,7 @@ def robustness(found: Sequence[Record] | None, swapped: Sequence[Record] | None
     return Section("robustness", "Altered texts", body) if body else None
 
 
-def slices(found: Sequence[Record] | None) -> Section | None:
+def slices(found: Sequence[Record] | None, small: Sequence[Record]) -> Section | None:
     """Groups of texts, the gap of each beside the teacher's own."""
     if not found:
         return None
@@ -246,8 +246,17 @@ def slices(found: Sequence[Record] | None) -> Section | None:
                    kinds=BOTH, text=lambda v: signed(v, 1))  # fmt: skip
     caption = "Accuracy by slice; gap: against the model's own overall accuracy, points"
     drawn = figure("Accuracy minus overall accuracy, points", drawing)
+    left_out = facts(
+        [
+            "Of too few texts to say anything: "
+            + ", ".join(f"{s['slice']}: {s['value']} ({count(s['n'])})" for s in small)
+            + "."
+        ]
+        if small
+        else []
+    )
     return Section("slices", "Slice by slice",
-                   key() + pair(drawn, table(caption, columns, found)))  # fmt: skip
+                   key() + pair(drawn, table(caption, columns, found)) + left_out)  # fmt: skip
 
 
 def elsewhere(evidence: Mapping[str, Any]) -> Section | None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WORST_CLASSES = 5
+NOTABLE = 0.005
+"""Share of zeros from which on a model was made sparse: training leaves some by chance."""
 
 
 @dataclass(frozen=True)
@@ -253,7 +255,7 @@ def notes(summary: Mapping[str, Any], details: Details) -> list[str]:
                 f"Built for {row['runtime']}, which did not run here ({row['absent']}): answers, "
                 f"latency and energy are {row['answered_by']}'s on the same file{gpu}."
             )
-    if details.sparsity:
+    if details.sparsity >= NOTABLE:
         lines.append(
             f"{details.sparsity:.0%} of the weights in the layers' matrices are zero: size and "
             "latency above are what that has brought on this engine."

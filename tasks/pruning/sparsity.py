@@ -177,7 +177,8 @@ class KeepZeros(TrainerCallback):
         self._masks: dict[str, torch.Tensor] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._masks = nonzero(matrices(kwargs["model"]))
+        masks = nonzero(matrices(kwargs["model"]))
+        self._masks = {name: mask for name, mask in masks.items() if not mask.all()}
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         apply_masks(matrices(kwargs["model"]), self._masks)

@@ -12,6 +12,7 @@ import numpy as np
 from tasks import schema
 from tasks.hardware import Profile
 from tasks.problems.classification import Row
+from tasks.problems.sampling import evenly
 from tasks.quantization.fidelity import (
     Fidelity,
     compare,
@@ -75,8 +76,9 @@ class Forms:
         return logits_one_by_one(target, ids, weight_bits=self.bits, runtime=self.runtime)
 
     def costs(self, target: Path) -> list[Cost]:
-        """What each layer costs alone, on the first `SENSITIVITY_TEXTS` texts."""
-        exact, ids = self.exam.exact[:SENSITIVITY_TEXTS], self.exam.ids[:SENSITIVITY_TEXTS]
+        """What each layer costs alone, on `SENSITIVITY_TEXTS` texts."""
+        where = evenly(len(self.exam.ids), SENSITIVITY_TEXTS)
+        exact, ids = self.exam.exact[where], [self.exam.ids[place] for place in where]
 
         def kl_of(keep_float: Sequence[str]) -> float:
             self.write(target, keep_float)
@@ -85,11 +87,11 @@ class Forms:
         return sensitivity(self.exam.nodes, kl_of, bits=self.config.bits)
 
     def diverges(self, target: Path) -> dict[str, Any] | None:
-        """The first layer whose output is far off."""
+        """The first layer whose output is far off, on `DIVERGENCE_TEXTS` texts."""
+        ids = [self.exam.ids[place] for place in evenly(len(self.exam.ids), DIVERGENCE_TEXTS)]
         return first_divergence(
-            self.exam.graph, target, self.exam.nodes, self.exam.ids[:DIVERGENCE_TEXTS],
-            weight_bits=self.bits,
-        )  # fmt: skip
+            self.exam.graph, target, self.exam.nodes, ids, weight_bits=self.bits
+        )
 
 
 def quantise(

@@ -18,6 +18,7 @@ def failings(evidence: Record) -> str:
         _flips(evidence.get("flips")),
         _classes(evidence.get("per_class") or [], evidence.get("confusions") or []),
         _slices(evidence.get("slices") or []),
+        _small_slices(evidence.get("small_slices") or []),
         _altered(evidence.get("robustness") or []),
         _swapped(evidence.get("counterfactual") or []),
         _elsewhere(evidence),
@@ -70,6 +71,11 @@ def _slices(slices: Sequence[Record]) -> str:
             for s in slices]  # fmt: skip
     head = ["slice", "test texts", "teacher %", "this model %", "gap, points", "teacher's gap"]
     return f"{said}\n\n{_table(head, rows)}"
+
+
+def _small_slices(slices: Sequence[Record]) -> str:
+    named = ", ".join(_cell(f"{s['slice']} {s['value']} ({s['n']})") for s in slices)
+    return f"Nothing is known of slices of too few test texts: {named}." if slices else ""
 
 
 def _altered(robustness: Sequence[Record]) -> str:

@@ -179,8 +179,24 @@ def _steps(params: Mapping[str, Any], lineage: Mapping[str, Mapping[str, Any]]) 
         flat = ", ".join(f"{k} {v}" for k, v in _flat(knobs) if k != SWITCH)
         lines = [f"### {stage}", "", f"{meaning}.", "", f"- Parameters: {flat}"]
         lines += [f"- {line}" for line in _figures(lineage.get(stage, {}))]
+        if stage == "quantize":
+            lines += _served(lineage.get(stage, {}).get("quantisation", {}))
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _served(found: Mapping[str, Any]) -> list[str]:
+    """The engine that was chosen, and what was done where int8 cost too much."""
+    if not found:
+        return []
+    gpu = ", *unverified on a GPU*" if found["runtime"] == "tensorrt" else ""
+    lines = [
+        f"- Built for {found['runtime']}{gpu}",
+        f"- Done about what int8 cost: {found['action']}",
+    ]
+    if found["kept_float"]:
+        lines.append("- Kept in fp32: " + ", ".join(f"`{name}`" for name in found["kept_float"]))
+    return lines
 
 
 def _cost(lineage: Mapping[str, Mapping[str, Any]], flops: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ need not be installed there.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
+from tasks.release.foreign import foreign
 from tasks.release.servable import Servable
 
 
@@ -23,8 +25,10 @@ class TextClassifier(PythonModel):
     """Texts in, labels and scores out."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Open the bundle."""
+        """Open the bundle; a line is logged where it was built for another kind of machine."""
         self._servable = Servable(Path(context.artifacts["bundle"]))
+        if warning := foreign(str(self._servable.serving.get("profile"))):
+            logging.getLogger("stillroom").warning("this bundle was %s", warning)
 
     def predict(
         self,

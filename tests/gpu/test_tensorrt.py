@@ -1,6 +1,7 @@
-"""What only a GPU can show. On a machine with one: ``pytest tests/gpu``.
+"""What only a GPU can show. On a machine with one: ``pip install -e '.[gpu]' && pytest tests/gpu``.
 
-Skipped elsewhere, so nothing here is claimed of a machine that has not run it.
+Skipped where there is none, so nothing here is claimed of a machine that has not run it; where
+there is one and something else is missing, they fail.
 """
 
 from __future__ import annotations
@@ -20,8 +21,17 @@ from tasks.runtimes.interface import load
 from tests.tiny_models import PIECES, tiny
 from tests.unit.test_quantization import GPU, made
 
-ABSENT = tensorrt.missing()
-pytestmark = pytest.mark.skipif(ABSENT is not None, reason=str(ABSENT))
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/driver/nvidia/version").exists(), reason="no NVIDIA GPU"
+)
+
+
+@pytest.fixture(autouse=True)
+def able() -> None:
+    """A GPU without its packages has shown nothing."""
+    assert tensorrt.missing() is None
+
+
 SHAPES = [(1, 2), (1, 9), (1, 16), (2, 5), (8, 16), (64, 16)]
 SCHEMES = ["none", "half", "static"]
 FAR = {"none": 2e-3, "half": 2e-2, "static": 0.1}

@@ -130,6 +130,7 @@ def test_slices_by_hand() -> None:
     assert rows[0]["gap"] == pytest.approx(100 * (0.75 - worse.mean()))
     assert rows[1]["teacher_gap"] == pytest.approx(0.0)
     assert rows[1]["low"] > 0
+    assert behaviour.too_few(groups) == [{"slice": "few", "value": "y", "n": 1}]
     assert behaviour.length_terciles(["a", "a b", "a b c"]) == ["short", "medium", "long"]
 
 
@@ -193,7 +194,10 @@ def test_long_texts_are_asked_about_first_last_and_not_at_all() -> None:
 
 
 def test_swaps() -> None:
-    assert behaviour.swapped("She lost his card", {"she": "he", "his": "her"}) == "he lost her card"
+    assert behaviour.swapped("She lost his card", {"she": "he", "his": "her"}) == "He lost her card"
+    assert behaviour.swapped("my son's,she and Son.", {"son": "daughter", "she": "he"}) == (
+        "my daughter's,he and Daughter."
+    )
 
     def hears_names(texts: Sequence[str]) -> np.ndarray:
         return logits_for([int("Mary" in text) for text in texts])
