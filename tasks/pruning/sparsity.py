@@ -181,7 +181,8 @@ class KeepZeros(TrainerCallback):
         self._masks = {name: mask for name, mask in masks.items() if not mask.all()}
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        apply_masks(matrices(kwargs["model"]), self._masks)
+        found = matrices(kwargs["model"])
+        apply_masks({name: found[name] for name in self._masks}, self._masks)
 
 
 class GradualMagnitude(TrainerCallback):
