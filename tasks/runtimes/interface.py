@@ -62,15 +62,12 @@ def load(
 ) -> Runtime:
     """Open a model in the engine named, or in ONNX Runtime where that one cannot run here.
 
-    ``pytorch``, which no servable folder may name, opens a checkpoint of the chain to compare
-    with; it has no stand-in, and raises what went wrong.
-
     A stand-in answers from the same file; ``describe()`` names it, and a line is logged. For a
     GPU's engine it computes on the GPU, too, where this ONNX Runtime can.
 
     Args:
-        model: the ``.onnx`` file; the checkpoint's folder for ``pytorch``.
-        threads: of the engine, inside one operator; PyTorch's are those of the whole process.
+        model: the ``.onnx`` file.
+        threads: of the engine, inside one operator.
         weight_bits: how far int8 weights reach, 7 or 8.
     """
     engine, fault = opened(model, runtime=runtime, threads=threads, weight_bits=weight_bits)
@@ -83,10 +80,6 @@ def opened(
     model: Path, *, runtime: str, threads: int = 1, weight_bits: int = 8
 ) -> tuple[Runtime, str | None]:
     """What `load` gives, and why that is not the engine named; None where it is."""
-    if runtime == "pytorch":
-        from tasks.runtimes.pytorch import PyTorchRuntime
-
-        return PyTorchRuntime(model, threads=threads), None
     if (fault := missing(runtime, weight_bits=weight_bits)) is None:
         try:
             match runtime:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import logging
 import re
 from dataclasses import replace
@@ -20,11 +19,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
-from tokenizers import Tokenizer, models
 
-from tasks.errors import IntegrityError
 from tasks.hardware import PROFILES
-from tasks.modeling.checkpoint import save_checkpoint
 from tasks.quantization.choice import (
     MARGIN,
     TRAINED,
@@ -117,24 +113,6 @@ def test_an_engine_that_breaks_has_a_stand_in(
     monkeypatch.setattr(openvino.OpenVinoRuntime, "__init__", broken)
     assert load(graph, runtime="openvino", weight_bits=7).describe()["runtime"] == "onnxruntime"
     assert "RuntimeError: unsupported" in caplog.text
-
-
-def test_a_checkpoint_is_opened_in_pytorch(tmp_path: Path) -> None:
-    model, folder, threads = tiny("bert"), tmp_path / "checkpoint", torch.get_num_threads()
-    (tmp_path / "labels.json").write_text(json.dumps(list("abcde")))
-    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
-    save_checkpoint(model, folder, parent=tmp_path, step={}, tokenizer_json=words.to_str())
-    engine = load(folder, runtime="pytorch", threads=threads)
-    assert engine.describe()["runtime"] == "pytorch"
-    assert "pytorch" not in interface.NAMES
-    with torch.inference_mode():
-        ids, mask = torch.from_numpy(BATCH), torch.from_numpy(MASK)
-        expected = model(input_ids=ids, attention_mask=mask).logits.numpy()
-    np.testing.assert_array_equal(engine.run(BATCH, MASK), expected, strict=True)
-    engine.close()
-    (folder / "model.safetensors").write_bytes(b"")
-    with pytest.raises(IntegrityError):
-        load(folder, runtime="pytorch", threads=threads)
 
 
 def test_eight_bits_are_kept_from_openvino_where_they_overflow(
