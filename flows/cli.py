@@ -179,7 +179,7 @@ def promote(
     name = _model(model)
     move = _registry().promote(name, version=version, yes=yes, max_slowdown=max_slowdown, why=why)
     _tell(move.as_dict(), move.note, as_json)
-    _warn_of_champion(name)
+    _warn_of_profile(name, _registry().located(name, None))
 
 
 @app.command(epilog="Example: stillroom rollback --reason 'wrong answers since noon'")
@@ -192,10 +192,8 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Make the champion before this one champion again, and withdraw this one."""
-    name = _model(model)
-    move = _registry().rollback(name, reason=reason, to=to)
+    move = _registry().rollback(_model(model), reason=reason, to=to)
     _tell(move.as_dict(), move.note, as_json)
-    _warn_of_champion(name)
 
 
 @app.command(epilog="Example: stillroom status --history")
@@ -222,12 +220,14 @@ def predict(
 ) -> None:
     """Classify a text with the champion."""
     from tasks.release.champion import champion_bundle
+    from tasks.release.foreign import foreign
     from tasks.release.servable import Servable
 
     name = _model(model)
     folder, number = champion_bundle(name, version)
     servable = Servable(folder)
-    _warn_of_profile(name, number, servable.serving)
+    if warning := foreign(str(servable.serving.get("profile"))):
+        _say(f"{name} version {number}: {warning}", colour="yellow")
     (answer,) = servable.predict([text])
     facts = {"model": name, "version": number, "label": answer.label, "score": answer.score}
     _tell(facts, f"{answer.label}  {answer.score:.3f}", as_json)
@@ -363,20 +363,14 @@ def _say(text: str, *, colour: str | None) -> None:
     typer.secho(text, fg=colour, err=True)
 
 
-def _warn_of_champion(name: str) -> None:
-    """The same, once a version is champion."""
-    from tasks.release.champion import champion_bundle
-
-    folder, number = champion_bundle(name)
-    _warn_of_profile(name, number, json.loads((folder / "serving.json").read_text("utf-8")))
-
-
-def _warn_of_profile(name: str, version: int, serving: Mapping[str, Any]) -> None:
-    """Where a bundle was built and gated for another kind of machine than this one."""
+def _warn_of_profile(name: str, found: Any) -> None:
+    """Where a located bundle was built and gated for another kind of machine than this one."""
     from tasks.release.foreign import foreign
 
-    if warning := foreign(str(serving.get("profile"))):
-        _say(f"{name} version {version}: {warning}", colour="yellow")
+    if found is not None:
+        serving = json.loads((found.folder / "serving.json").read_text("utf-8"))
+        if warning := foreign(str(serving.get("profile"))):
+            _say(f"{name} version {found.version}: {warning}", colour="yellow")
 
 
 def _status_text(found: Mapping[str, Any]) -> str:

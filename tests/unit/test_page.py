@@ -188,7 +188,7 @@ def test_the_page_shows_everything_that_was_measured() -> None:
     for fact in (
         "The candidate passed the gate", "98.81 %", "95 %: 98.12 % to 99.51 %", "21.6×", "24.2×",
         "11.1×", "3.01 mWh per 1,000, estimated", "92.73", "4.23 MB", "≤ 5.00 MB",
-        "6.80 % of the texts get another label", "p 0.0055", "0.061 before, 0.018 after",
+        "6.80 % of the texts get another label", "p 0.0055", "0.061 without and 0.018 with",
         "card_payment_wrong_exchange_rate", "KL 0.0021 nats", "encoder.layer.0.intermediate",
         "which brought the loss within the budget", "a word dropped", "names", "AUROC 0.923",
         "+0.008 to +0.071", "20 Newsgroups", "Cyrillic", "1.29×", "361,286 predictions",
