@@ -120,6 +120,10 @@ def test_a_budget_is_met_or_refused(stage: Stage) -> None:
     }
     assert len(metrics["sensitivity_layers"]) == 3
     assert metrics["sensitivity_channels"][-1][1] == 0
+    _, others = stage("prune", "prune.budget.flops=80000000", "prune.budget.latency_ms=100")
+    assert others["budget"]["flops"] <= 80_000_000
+    with pytest.raises(UsageError, match=r"prune\.budget\.latency_ms"):
+        stage("prune", "prune.budget.latency_ms=0.001")
     with pytest.raises(UsageError, match=r"prune\.budget\.bytes") as refused:
         stage("prune", "prune.budget.bytes=100000")
     assert "stillroom compress" in str(refused.value.next_command)

@@ -83,6 +83,25 @@ def test_live_stage(root: Path, store: str) -> None:
     assert {**parent.data.tags, **TAGS} == parent.data.tags
 
 
+def test_each_round_of_pruning_is_seen_at_once_with_its_map(root: Path, store: str) -> None:
+    tracker, picture = opened(root, store, "rounds"), root / "metrics" / "prune.png"
+    tracker.begin("prune")
+    picture.write_bytes(b"one round")
+    tracker.curve("prune", [{"step": 1, "eval_loss": 2.0, "sharpness": 0.1, "round": 1}])
+    assert tracker.run_id(), "what was told is written by now"
+    (running,) = stages(store, "rounds")
+    assert running.data.metrics["curve.sharpness"] == 0.1
+    client, room = MlflowClient(tracking_uri=store), root / "seen"
+    room.mkdir()
+    found = client.download_artifacts(running.info.run_id, "prune.png", str(room))
+    assert Path(found).read_bytes() == b"one round", "before the stage has ended"
+    picture.write_bytes(b"two rounds")
+    tracker.curve("prune", [{"step": 2, "eval_loss": 1.9, "sharpness": 0.2, "round": 2}])
+    assert tracker.run_id()
+    found = client.download_artifacts(running.info.run_id, "prune.png", str(room))
+    assert Path(found).read_bytes() == b"two rounds"
+
+
 def test_up_to_date_stage_is_linked_and_recorded_once(root: Path, store: str) -> None:
     for _ in range(2):
         tracker = opened(root, store, "linked")
