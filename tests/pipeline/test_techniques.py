@@ -234,22 +234,6 @@ def test_a_further_run_starts_from_the_model_of_the_one_before(
     assert [step["stage"] for step in lineage][-2:] == ["finetune", "distill"]
 
 
-def test_zeros_survive_a_further_run(stage: Stage, tmp_path: Path) -> None:
-    """Of a sparse model that another run starts from, which sets no sparsity itself."""
-    pruned, _ = stage("prune", "prune.sparsity.method=wanda", "prune.sparsity.target=0.6")
-    sparse = tmp_path / "sparse"
-    shutil.copytree(pruned, sparse)
-    before = matrices(load_checkpoint(sparse))
-    settings = ("distill.student.source=path", f"distill.student.path={sparse}")
-    stage("fetch", *settings)
-    distilled, _ = stage("distill", *settings)
-    for name, matrix in matrices(load_checkpoint(distilled)).items():
-        assert not matrix.weight[before[name].weight == 0].any(), name
-        assert not torch.equal(matrix.weight, before[name].weight)
-    _, recovered = stage("finetune", *settings, "prune.enabled=false")
-    assert recovered["sparsity"] == pytest.approx(0.6, abs=2e-3)
-
-
 def test_a_pruned_model_is_the_next_runs_teacher(smoke: Run, stage: Stage, workspace: Path) -> None:
     pruned = smoke.workspace / "data" / "models" / "finetune"
     settings = ("teacher.source=path", f"teacher.path={pruned}", "teacher.training.epochs=0")
