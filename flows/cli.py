@@ -179,7 +179,8 @@ def promote(
     name = _model(model)
     move = _registry().promote(name, version=version, yes=yes, max_slowdown=max_slowdown, why=why)
     _tell(move.as_dict(), move.note, as_json)
-    _warn_of_profile(name, _registry().located(name, None))
+    if move.pace is not None:  # timed here just now, and so read already
+        _warn_of_profile(name, move.target, str(move.pace["profile"]))
 
 
 @app.command(epilog="Example: stillroom rollback --reason 'wrong answers since noon'")
@@ -220,14 +221,12 @@ def predict(
 ) -> None:
     """Classify a text with the champion."""
     from tasks.release.champion import champion_bundle
-    from tasks.release.foreign import foreign
     from tasks.release.servable import Servable
 
     name = _model(model)
     folder, number = champion_bundle(name, version)
     servable = Servable(folder)
-    if warning := foreign(str(servable.serving.get("profile"))):
-        _say(f"{name} version {number}: {warning}", colour="yellow")
+    _warn_of_profile(name, number, str(servable.serving.get("profile")))
     (answer,) = servable.predict([text])
     facts = {"model": name, "version": number, "label": answer.label, "score": answer.score}
     _tell(facts, f"{answer.label}  {answer.score:.3f}", as_json)
@@ -363,14 +362,12 @@ def _say(text: str, *, colour: str | None) -> None:
     typer.secho(text, fg=colour, err=True)
 
 
-def _warn_of_profile(name: str, found: Any) -> None:
-    """Where a located bundle was built and gated for another kind of machine than this one."""
+def _warn_of_profile(name: str, version: int | None, profile: str) -> None:
+    """Where a bundle was built and gated for another kind of machine than this one."""
     from tasks.release.foreign import foreign
 
-    if found is not None:
-        serving = json.loads((found.folder / "serving.json").read_text("utf-8"))
-        if warning := foreign(str(serving.get("profile"))):
-            _say(f"{name} version {found.version}: {warning}", colour="yellow")
+    if warning := foreign(profile):
+        _say(f"{name} version {version}: {warning}", colour="yellow")
 
 
 def _status_text(found: Mapping[str, Any]) -> str:
