@@ -13,6 +13,8 @@ NONE = "none"
 """As ``--technique``: the full recipe alone."""
 ALL_LAYERS = "{all_layers}"
 """Stands for the indices of all layers that the student's source has."""
+STUDENTS = ("distill", "prune", "finetune")
+"""Stages that train one."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,11 @@ def _further_texts(data: Data) -> bool:
     return of_package or data.unlabelled not in PLACEHOLDERS
 
 
+def _stops_early(params: Params) -> bool:
+    stages = [s for s in (params.distill, params.prune, params.finetune) if s.enabled]
+    return any(s.training.patience > 0 for s in stages)
+
+
 def _both(*settings: str) -> tuple[str, ...]:
     return tuple(f"{stage}.{one}" for stage in ("distill", "finetune") for one in settings)
 
@@ -166,11 +173,16 @@ TECHNIQUES = (
               ("prune.sparsity.method=none",)),
     Technique("recovery", "training after pruning: none",
               lambda p: p.finetune.enabled, ("finetune.enabled=false",)),
+    Technique("early-stopping", "training that stops by itself: every stage goes to its end",
+              _stops_early, tuple(f"{stage}.training.patience=0" for stage in STUDENTS)),
     Technique("rewinding", "learning-rate rewinding: finetune's own rate",
               lambda p: p.finetune.enabled and p.finetune.rewind, ("finetune.rewind=false",)),
     Technique("exits", "early exits: every text goes to the end",
               lambda p: bool(p.exits.layers), ("exits.layers=[]",)),
     Technique("int8", "int8 weights: fp32", _quantised, ("quantize.scheme=none",)),
+    Technique("aware", "training with simulated int8: after training alone",
+              lambda p: _quantised(p) and p.quantize.aware.mode == "always",
+              ("quantize.aware.mode=never",)),
     Technique("int8-embeddings", "int8 embedding tables: fp32",
               lambda p: _quantised(p) and p.quantize.embeddings, ("quantize.embeddings=false",)),
     Technique("per-channel", "a scale for each channel: one for each matrix",
@@ -178,7 +190,8 @@ TECHNIQUES = (
               ("quantize.per_channel=false",)),
 )  # fmt: skip
 """In the order of the chain. Distillation as a whole is not among them: without its training
-there is no student that could be pruned."""
+there is no student that could be pruned; nor is calibrated confidence, which changes no answer,
+byte or millisecond: its worth is the calibration error in the report."""
 BY_NAME = {technique.name: technique for technique in TECHNIQUES}
 
 

@@ -73,6 +73,7 @@ EVERYTHING = (
     "distill.students=3", "prune.hidden_keep=0.5",
     "prune.drop_layers=1", "prune.scope=global", "prune.rounds=3", "prune.embedding_rank=64",
     "prune.sparsity.method=wanda", "finetune.rewind=true", "exits.layers=[1]",
+    "finetune.training.patience=2",
 )  # fmt: skip
 
 
@@ -88,6 +89,8 @@ def test_what_switches_a_technique_off_does_that_and_leaves_the_others_on(name: 
     if name == "budget":  # which plans no channels, and each layer
         everything = (*EVERYTHING, "prune.hidden_keep=1.0", "prune.scope=layer",
                       "prune.budget.bytes=4000000")  # fmt: skip
+    if name == "aware":  # which trains one model, not a chain of stages
+        everything = (*EVERYTHING, "exits.layers=[]", "quantize.aware.mode=always")
     technique, before = BY_NAME[name], params(*everything)
     assert technique.on(before)
     after = params(*everything, *off(name))
@@ -96,9 +99,16 @@ def test_what_switches_a_technique_off_does_that_and_leaves_the_others_on(name: 
     depends = {
         "soft-labels": {"annealing"}, "hard-labels": {"annealing"},
         "annealing": set(), "budget": {"importance"}, "int8": {"int8-embeddings", "per-channel"},
-        "recovery": {"rewinding"},
+        "recovery": {"rewinding", "early-stopping"},
     }  # fmt: skip
     assert lost - {name} <= depends.get(name, set())
+
+
+def test_without_int8_nothing_is_trained_for_it() -> None:
+    trained = ("exits.layers=[]", "quantize.aware.mode=always")
+    assert BY_NAME["aware"].on(params(*trained))
+    assert not BY_NAME["aware"].on(params(*trained, *off("int8")))
+    assert not BY_NAME["aware"].on(params("quantize.aware.mode=auto")), "it may not come to it"
 
 
 def test_nothing_is_on_when_everything_is_off() -> None:

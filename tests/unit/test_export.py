@@ -9,14 +9,23 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tasks.errors import IntegrityError
 from tasks.modeling.architecture import ARCHITECTURES, architecture_of, linear
-from tasks.modeling.checkpoint import clone
+from tasks.modeling.checkpoint import clone, load_checkpoint, save_checkpoint
 from tasks.quantization.export import check_export, export_onnx
 from tasks.quantization.post_training import quantize
 from tests.tiny_models import GROUPED, PIECES, tiny
-from tests.unit.test_combined_cuts import CUTS, Masked, answers, cut_once
+from tests.unit.test_combined_cuts import (
+    CUTS,
+    SOME_CUT,
+    Masked,
+    answers,
+    cut_once,
+    longest_text,
+)
 
 BERT_OPERATORS = {
     "Add": 28, "Cast": 1, "Concat": 2, "Gather": 3, "Gelu": 3, "Gemm": 2, "LayerNormalization": 7,
@@ -36,7 +45,30 @@ def rows(pieces: int = PIECES) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kind", DIFFERENT)
-def test_the_export_of_a_cut_model_agrees(kind: str, tmp_path: Path) -> None:
+@settings(
+    max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(cuts=st.lists(SOME_CUT, min_size=2, max_size=9))
+def test_masked_sliced_reloaded_and_exported_agree(
+    kind: str, tmp_path: Path, cuts: list[tuple[str, int]]
+) -> None:
+    model = tiny(kind)
+    masked = Masked.of(clone(model))
+    for cut, seed in cuts:
+        cut_once(cut, seed, model, masked)
+    torch.testing.assert_close(*answers(model, masked), atol=1e-4, rtol=0)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    save_checkpoint(model, tmp_path / "saved", parent=tmp_path, step={"stage": "prune"})
+    reloaded = load_checkpoint(tmp_path / "saved")
+    torch.testing.assert_close(answers(reloaded, masked)[0], answers(model, masked)[0])
+    longest, pad_id = min(16, longest_text(model)), model.config.pad_token_id
+    export_onnx(reloaded, tmp_path / "model.onnx", max_length=longest)
+    texts = [row[:longest] for row in rows(len(masked.pieces))]
+    assert check_export(model, tmp_path / "model.onnx", texts, pad_id=pad_id) < 1e-4
+
+
+@pytest.mark.parametrize("kind", DIFFERENT)
+def test_an_export_that_answers_otherwise_is_found(kind: str, tmp_path: Path) -> None:
     model = tiny(kind)
     masked = Masked.of(clone(model))
     for seed, cut in enumerate((*CUTS, "heads", "neurons", "channels")):
