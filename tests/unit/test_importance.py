@@ -22,6 +22,7 @@ from tasks.modeling.surgery import (
     keep_neurons,
 )
 from tasks.pruning.calibration import TEXTS_AT_A_TIME
+from tasks.pruning.depth import block_influence
 from tasks.pruning.importance import (
     Batch,
     ModelScores,
@@ -30,6 +31,7 @@ from tasks.pruning.importance import (
     importance,
 )
 from tasks.pruning.one_shot import sparsegpt, wanda
+from tasks.pruning.sensitivity import passed_over
 from tasks.pruning.watch import sharpness
 from tests.tiny_models import CLASSES, FFN, HEADS, HIDDEN, KINDS, PIECES, tiny
 
@@ -412,8 +414,26 @@ def given_a_product_for_a_table(model: nn.Module, _: list[Batch]) -> None:
     factorise_embeddings(model, 128)
 
 
+def ranked_by_depth(model: nn.Module, batches: list[Batch]) -> None:
+    block_influence(model, batches)
+
+
+def passed_over_layer_by_layer(model: nn.Module, batches: list[Batch]) -> None:
+    ids, mask, _ = batches[0]
+    with torch.inference_mode():
+        passed_over(model, lambda cut: float(cut(input_ids=ids, attention_mask=mask).logits.sum()))
+
+
 @pytest.mark.parametrize(
-    "use", [pruned_by_wanda, pruned_by_sparsegpt, looked_at, given_a_product_for_a_table]
+    "use",
+    [
+        pruned_by_wanda,
+        pruned_by_sparsegpt,
+        looked_at,
+        given_a_product_for_a_table,
+        ranked_by_depth,
+        passed_over_layer_by_layer,
+    ],
 )
 def test_pruning_holds_no_more_than_the_model_once_more(
     narrow: nn.Module, use: Callable[[nn.Module, list[Batch]], None]
