@@ -35,7 +35,6 @@ from tasks.paths import (
     VALIDATION,
 )
 from tasks.problems.classification import logits_of, read_labels, read_split
-from tasks.pruning.sparsity import KeepZeros
 from tasks.schema import Params
 from tasks.stage import Metrics, run, say, write_history
 from tasks.training import logit_cache
@@ -131,7 +130,7 @@ def learn(
         hardware=params.hardware,
         max_length=params.data.max_length,
         seed=params.seed + params.student_seed + STEP_BETWEEN_STUDENTS * number,
-        callbacks=[KeepZeros(), *early],  # an earlier run's model may be sparse
+        callbacks=early,
         part=part,
         before=before,
     )

@@ -18,7 +18,7 @@ from tasks.modeling.checkpoint import (
 from tasks.modeling.exits import require_exits
 from tasks.paths import FINETUNED, PRUNED, TEACHER, TEACHER_LOGITS
 from tasks.problems.classification import read_tokenizer
-from tasks.pruning.sparsity import KeepZeros, sparsity_of
+from tasks.pruning.sparsity import sparsity_of
 from tasks.schema import Params
 from tasks.stage import Metrics, run, say, write_history
 from tasks.training.distillation import distil
@@ -53,7 +53,6 @@ def main(params: Params) -> Metrics:
         hardware=params.hardware,
         max_length=params.data.max_length,
         seed=params.seed + params.student_seed,
-        callbacks=[KeepZeros()],
     )
     step = {"stage": "finetune", "steps": trained.steps}
     save_checkpoint(student, FINETUNED, parent=PRUNED, step=step)

@@ -28,7 +28,6 @@ from tasks.pruning.depth import block_influence, plan_depth, require_one_left
 from tasks.pruning.importance import importance
 from tasks.pruning.look import HEAT_MAP, Watch
 from tasks.pruning.sparsify import sparsify
-from tasks.pruning.sparsity import KeepZeros
 from tasks.pruning.watch import heat_map
 from tasks.pruning.width import WidthPlan, apply, plan_counts, plan_width, share_left, unit_counts
 from tasks.schema import Params
@@ -130,7 +129,7 @@ def recover(
         hardware=params.hardware,
         max_length=params.data.max_length,
         seed=params.seed + params.student_seed,
-        callbacks=[KeepZeros(), *callbacks],
+        callbacks=callbacks,
         part=part,
         before=before,
     )

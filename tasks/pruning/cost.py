@@ -9,7 +9,6 @@ it gives has been built and timed, too: `plan_within`.
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from tasks.problems.classification import Row, encode, pad, read_tokenizer
 from tasks.problems.sampling import spread
 from tasks.pruning.importance import LayerScores
 from tasks.pruning.planner import Cost, Counts, Price, counts_of, exceeded, plan_budget
-from tasks.pruning.sensitivity import Curve, smallest
+from tasks.pruning.sensitivity import Curve, smallest, twin
 from tasks.pruning.width import LayerPlan, apply, keep_best
 from tasks.quantization.bundle import Form, build_bundle
 from tasks.release.servable import file_bytes
@@ -204,12 +203,6 @@ def operations(model: nn.Module, row: Row) -> int:
     batch, mask = pad([row], 0)
     model.eval()
     return flops(lambda: model(input_ids=batch, attention_mask=mask))
-
-
-def twin(model: nn.Module) -> nn.Module:
-    """A second set of modules around the same weights: it can be cut at no cost in memory."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def candidate(model: nn.Module, plan: Sequence[LayerPlan]) -> nn.Module:

@@ -5,6 +5,7 @@ Whole layers and channels are measured beside them; no budget is planned over th
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,6 @@ from torch import nn
 
 from tasks.errors import DataError
 from tasks.modeling.architecture import architecture_of, layers_of, linear
-from tasks.modeling.checkpoint import clone
 from tasks.modeling.surgery import keep_channels
 from tasks.pruning.importance import LayerScores
 from tasks.pruning.width import CHANNEL_BLOCK, keep_best
@@ -131,7 +131,7 @@ def narrowed(
     """Rise of the loss with fewer channels everywhere, by how many are kept, as measured.
 
     Norms take their statistics over the channels that are left, so no zeros stand for a cut: the
-    lowest-scored channels are sliced off a copy, which is the model once more.
+    lowest-scored channels are sliced off, beside the model, which is left as it was.
 
     Args:
         scores: saliency of the channels (`ModelScores.channels`).
@@ -144,11 +144,17 @@ def narrowed(
     counts = {max(round(whole * share / CHANNEL_BLOCK), 1) * CHANNEL_BLOCK for share in shares}
     found = [(whole, 0.0)]
     for count in sorted((c for c in counts if c < whole), reverse=True):
-        cut = clone(model)
+        cut = twin(model)
         keep_channels(cut, keep_best(scores, count))
         found.append((count, _finite(evaluate(cut), f"{count} of {whole} channels") - base))
         del cut
     return tuple(reversed(found))
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A second set of modules around the same weights: it can be cut at no cost in memory."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def curve(layer: int, kind: Kind, raw: Sequence[tuple[int, float]]) -> Curve:

@@ -18,7 +18,6 @@ from tasks.modeling.architecture import architecture_of
 from tasks.modeling.checkpoint import load_checkpoint
 from tasks.paths import FINETUNED, TEACHER, TEACHER_LOGITS
 from tasks.problems.classification import Split, encode, logits_of, pad
-from tasks.pruning.sparsity import KeepZeros
 from tasks.quantization.choice import Build
 from tasks.quantization.confidence import fit_temperature, fold_temperature
 from tasks.quantization.export import check_export, export_onnx
@@ -65,7 +64,6 @@ def train_aware(
         model, params.finetune, config.training, stage="quantize", tokenizer=tokenizer,
         teacher=TEACHER, logits=TEACHER_LOGITS, hardware=params.hardware,
         max_length=params.data.max_length, seed=params.seed + params.student_seed,
-        callbacks=[KeepZeros()],
     )  # fmt: skip
     discard_checkpoints("quantize")
     model.eval()

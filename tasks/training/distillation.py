@@ -24,6 +24,7 @@ from tasks import schema
 from tasks.modeling.checkpoint import load_checkpoint
 from tasks.paths import TEACHER_LOGITS, TRAIN, VALIDATION
 from tasks.problems.classification import encode, pad, read_class_indices, read_tokenizer
+from tasks.pruning.sparsity import KeepZeros
 from tasks.training.alignment import word_ids
 from tasks.training.logit_cache import LogitCache, asked_texts
 from tasks.training.objectives import NO_LABEL, distillation_loss, linear_schedule
@@ -51,6 +52,8 @@ def distil(
 ) -> Trained:
     """Train a student in place on the training texts and on what else the teacher was asked.
 
+    What is zero in its matrices when it begins stays zero: a sparse model stays sparse.
+
     Args:
         teacher: a checkpoint, read only if a term over states has a weight.
         logits: what it answered.
@@ -72,7 +75,7 @@ def distil(
             training=training,
             hardware=hardware,
             seed=seed,
-            callbacks=callbacks,
+            callbacks=[KeepZeros(), *callbacks],
             part=part,
             curve=before.curve,
         )

@@ -23,11 +23,11 @@ from tasks.pruning.cost import (
     candidate,
     measured,
     operations,
-    twin,
     unit_prices,
 )
 from tasks.pruning.importance import LayerScores, importance
 from tasks.pruning.planner import Price, counts_of
+from tasks.pruning.sensitivity import twin
 from tasks.pruning.width import LayerPlan, apply
 from tasks.quantization.bundle import Form
 from tests.tiny_models import CLASSES, FFN, GROUPED, HEADS, KINDS, LAYERS, PIECES, answer, tiny

@@ -31,7 +31,7 @@ from tasks.pruning.importance import (
     importance,
 )
 from tasks.pruning.one_shot import sparsegpt, wanda
-from tasks.pruning.sensitivity import passed_over
+from tasks.pruning.sensitivity import narrowed, passed_over
 from tasks.pruning.watch import sharpness
 from tests.tiny_models import CLASSES, FFN, HEADS, HIDDEN, KINDS, PIECES, tiny
 
@@ -418,6 +418,10 @@ def ranked_by_depth(model: nn.Module, batches: list[Batch]) -> None:
     block_influence(model, batches)
 
 
+def narrowed_step_by_step(model: nn.Module, _: list[Batch]) -> None:
+    narrowed(model, torch.arange(384.0), lambda cut: 0.0)
+
+
 def passed_over_layer_by_layer(model: nn.Module, batches: list[Batch]) -> None:
     ids, mask, _ = batches[0]
     with torch.inference_mode():
@@ -432,6 +436,7 @@ def passed_over_layer_by_layer(model: nn.Module, batches: list[Batch]) -> None:
         looked_at,
         given_a_product_for_a_table,
         ranked_by_depth,
+        narrowed_step_by_step,
         passed_over_layer_by_layer,
     ],
 )
