@@ -32,7 +32,7 @@ from tasks.pruning.watch import heat_map
 from tasks.pruning.width import WidthPlan, apply, plan_counts, plan_width, share_left, unit_counts
 from tasks.schema import Params
 from tasks.stage import Metrics, run, say, write_history
-from tasks.training.distillation import NOTHING, distil
+from tasks.training.distillation import distil
 from tasks.training.trainer import Trained, discard_checkpoints, require_device
 
 
@@ -50,18 +50,26 @@ def main(params: Params) -> Metrics:
     tokenizer, validation = read_tokenizer(DISTILLED, limit), read_split(VALIDATION)
     calibration = Calibration(student, tokenizer, read_split(TRAIN), config.calibration_samples,
                               params.seed)  # fmt: skip
-    before, trained = parameters(student), NOTHING
+    before, layers = parameters(student), list(range(len(full)))
+    watch = Watch(tokenizer, validation, full, seed)
+    trained = watch.begin(student)
 
-    layers = list(range(len(full)))
-    for _ in range(config.drop_layers):
+    def look(recovery: str = "") -> None:
+        nonlocal trained
+        trained = watch.see(student, layers, trained)
+        if recovery and config.rounds > 1:
+            trained = recover(student, params, recovery, trained)
+
+    for number in range(1, config.drop_layers + 1):
         stay = plan_depth(block_influence(student, calibration.batches()), 1)
         keep_layers(student, stay)
         layers = [layers[index] for index in stay]
+        look(recovery=f"layer {number}")
     if config.embedding_rank:
         factorise_embeddings(student, config.embedding_rank)
+        look(recovery="word table")
 
     plans: list[WidthPlan] = []
-    watch = Watch(tokenizer, validation, full, seed)
     goal = Goal()
     for number in range(1, config.rounds + 1):
         scores = importance(student, calibration.batches(), method=config.importance, seed=seed)
@@ -79,13 +87,7 @@ def main(params: Params) -> Metrics:
             )  # fmt: skip
         apply(plan, student)
         plans.append(plan)
-        trained = watch.see(student, layers, trained)
-        if number < config.rounds:
-            trained = recover(student, params, f"round {number}", trained)
-
-    def look() -> None:
-        nonlocal trained
-        trained = watch.see(student, layers, trained)
+        look(recovery=f"round {number}" if number < config.rounds else "")
 
     def train(model: nn.Module, callbacks: Sequence[TrainerCallback], part: str) -> None:
         nonlocal trained
@@ -105,6 +107,7 @@ def main(params: Params) -> Metrics:
     return {
         "kept": kept,
         "layers": layers,
+        "before": watch.before,
         "rounds": watch.rounds,
         **goal.report,
         "sparsity": {"share": sparse.share, "matrices": sparse.matrices},

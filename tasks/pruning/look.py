@@ -33,8 +33,21 @@ class Watch:
     full: Sequence[LayerShape]
     """Before the first round."""
     seed: int
+    before: dict[str, float] = field(default_factory=dict)
+    """Loss, accuracy and sharpness before the first round."""
     rounds: list[dict[str, Any]] = field(default_factory=list)
     """What `look` has found."""
+
+    def begin(self, model: nn.Module) -> Trained:
+        """The model before any cut, which each round is to be compared with."""
+        found = look(model, self.tokenizer, self.validation, range(len(self.full)),
+                     full=len(self.full), number=0, seed=self.seed)  # fmt: skip
+        self.before = {name: found[name] for name in ("loss", "accuracy", "sharpness")}
+        say(
+            f"prune: before any cut: accuracy {found['accuracy']:.4f}, "
+            f"sharpness {found['sharpness']:.3f}"
+        )
+        return Trained(0, 0, [point(found, [])])
 
     def see(self, model: nn.Module, layers: Sequence[int], before: Trained) -> Trained:
         """A round more, and the stage's curve with it."""
@@ -67,7 +80,7 @@ def look(
     Args:
         layers: those that are left, as they were counted before the first round.
         full: how many there were.
-        number: of the round, from 1.
+        number: of the round, from 1; 0 before the first.
 
     Returns:
         Beside those figures ``kept``, by layer before the first round, None for one that has

@@ -96,7 +96,20 @@ def test_channels_layers_and_a_factorised_table(stage: Stage, tmp_path: Path) ->
     model = load_checkpoint(folder)
     assert len(layers_of(model)) == 2 == len(metrics["layers"])
     assert len(model_shape_of(model).channels) == 192
+    assert [sum(map(bool, one["kept"])) for one in metrics["rounds"]] == [2, 2, 2]
     exported_alike(folder, tmp_path)
+
+
+def test_a_layer_is_recovered_from_before_the_next_goes(stage: Stage, workspace: Path) -> None:
+    cuts = ("prune.drop_layers=2", "prune.heads_keep=1.0", "prune.ffn_keep=1.0")
+    _, at_once = stage("prune", *cuts)
+    _, metrics = stage("prune", *cuts, "prune.rounds=2", "prune.training.epochs=1")
+    assert [sum(map(bool, one["kept"])) for one in metrics["rounds"]] == [2, 1, 1, 1]
+    curve = (workspace / "metrics" / "prune.history.jsonl").read_text("utf-8").splitlines()
+    kinds = ["round" if "round" in row else "step" for row in map(json.loads, curve)]
+    assert kinds[:2] == ["round", "round"]
+    assert "step" in kinds[2 : kinds.index("round", 2)], "training between the two layers"
+    assert metrics["rounds"][-1]["loss"] < at_once["rounds"][-1]["loss"]
 
 
 def test_rounds_with_recovery_between(stage: Stage, workspace: Path) -> None:
@@ -107,7 +120,11 @@ def test_rounds_with_recovery_between(stage: Stage, workspace: Path) -> None:
     assert heads[1] < heads[0] < 36
     assert (workspace / "metrics" / "prune.png").read_bytes().startswith(b"\x89PNG")
     curve = (workspace / "metrics" / "prune.history.jsonl").read_text("utf-8").splitlines()
-    assert [json.loads(row)["round"] for row in curve] == [1]
+    first, second = map(json.loads, curve)
+    assert (first["round"], second["round"]) == (0, 1)
+    assert (first["eval_loss"], first["sharpness"]) == (
+        single["before"]["loss"], single["before"]["sharpness"]
+    )  # fmt: skip
     assert [one | {"weights": 1.0} for one in single["kept"]] == single["rounds"][-1]["kept"]
 
 
