@@ -160,7 +160,13 @@ def main(params: Params) -> Metrics:
         ),
         onnx_fp32_p50=speed.latency.rows["teacher on ONNX Runtime"][1].p50,
         evidence={
-            **from_answers(answers_of, classes, read_metrics("quantize"), read_metrics("distill")),
+            **from_answers(
+                answers_of,
+                classes,
+                read_metrics("quantize"),
+                read_metrics("distill"),
+                read_metrics("quantize.runtime")["p50_ms_by_runtime"],
+            ),
             **gather(answers_of, params),
             **depth_curve(test, names, params.evaluation),
             "latency": speed.grid,

@@ -52,9 +52,17 @@ class Answers:
 
 
 def from_answers(
-    answers: Answers, classes: ClassDrops, quantize: Mapping[str, Any], distill: Mapping[str, Any]
+    answers: Answers,
+    classes: ClassDrops,
+    quantize: Mapping[str, Any],
+    distill: Mapping[str, Any],
+    p50: Mapping[str, float],
 ) -> dict[str, Any]:
-    """What follows from the answers to test alone, and from what two stages measured."""
+    """What follows from the answers to test alone, and from what two stages measured.
+
+    Args:
+        p50: ms from text to label by engine, as `quantize` timed those that it chose from.
+    """
     labels, names = answers.labels, answers.names
     theirs, own = answers.teacher.argmax(-1), answers.candidate.argmax(-1)
     warmth = quantize["temperature"]
@@ -71,7 +79,11 @@ def from_answers(
         "flips": flips(theirs, own, labels),
         "per_class": class_table(theirs, own, labels, names, classes),
         "confusions": confusion_changes(theirs, own, labels, names),
-        "quantisation": quantize["quantisation"],
+        "quantisation": {
+            **quantize["quantisation"],
+            "runtimes": [{**row, "p50_ms": p50.get(row["runtime"])}
+                         for row in quantize["quantisation"]["runtimes"]],
+        },
         "vocabulary": None if not distill["enabled"] else {
             "pieces": distill["vocabulary"],
             "unknown": [{"texts": place, **shares}

@@ -188,10 +188,11 @@ def _quantisation(found: Evidence) -> str:
     ]
     if len(found.get("runtimes", [])) > 1:
         cells = [[r["runtime"], r["scheme"], _percent(r["accuracy"]), f"{r['drop']:.2f}",
-                  _percent(r["flip_rate"]), f"{r['bytes']:,}", _standing(r, found)]
+                  _percent(r["flip_rate"]), f"{r['bytes']:,}",
+                  "–" if r["p50_ms"] is None else f"{r['p50_ms']:.3f}", _standing(r, found)]
                  for r in found["runtimes"]]  # fmt: skip
         lines.append(table(["runtime", "form", "accuracy %", "points lost", "flips %", "bytes",
-                            ""], cells))  # fmt: skip
+                            "p50 ms, validation", ""], cells))  # fmt: skip
     if first := found["first_divergence"]:
         lines.append(f"The first layer that is off by over a tenth is `{first['layer']}` "
                      f"({first['error']:.2f}, with what it was handed).")  # fmt: skip

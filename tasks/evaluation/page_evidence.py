@@ -157,14 +157,14 @@ def quantisation(found: Record | None) -> Section | None:
                      f" nats, {percent(found.get('flip_rate'))} of the answers flipped, accuracy "
                      f"lost {signed(found.get('drop'))} points of a budget of "
                      f"{fixed(found.get('loss_budget'), 2)}.")  # fmt: skip
-    others = [row for row in found.get("runtimes", []) if row["runtime"] != found.get("runtime")]
-    if others:
-        lines.append("Also built: " + "; ".join(
+    built = found.get("runtimes", [])
+    if len(built) > 1:
+        lines.append("Built for: " + "; ".join(
             f"{row['runtime']} ({row['scheme']}), accuracy lost {signed(row['drop'])}"
-            + (f", not run here: {row['absent']}" if row["absent"] else "") for row in others)
+            + (f", {milliseconds(row['p50_ms'])} at p50" if known(row.get("p50_ms")) else "")
+            + (f", not run here: {row['absent']}" if row["absent"] else "") for row in built)
             + ".")  # fmt: skip
-    first = found.get("first_divergence")
-    if first:
+    if first := found.get("first_divergence"):
         lines.append(f"Outputs diverge first at `{first['layer']}` (relative error "
                      f"{significant(first['error'])}).")  # fmt: skip
     if found.get("kept_float"):
