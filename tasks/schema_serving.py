@@ -154,8 +154,24 @@ class Promotion(Section):
     """Times the champion's time from text to label, p50 over paired blocks; 0: no limit."""
 
 
+class Licences(Section):
+    """What the model card says of licences; empty: as far as the source tells."""
+
+    data: str
+    """Of the texts with labels."""
+    unlabelled: str
+    """Of those without."""
+    teacher: str
+    """Of its pretrained weights."""
+    student: str
+    """Of its pretrained weights, where it has some of its own."""
+    writer: str
+    """Of its pretrained weights."""
+
+
 class Release(Section):
-    """Where a passing bundle goes."""
+    """Where a passing bundle goes, and what is said of it there."""
 
     name: str
     """Registered model; empty: follows the data."""
+    licences: Licences

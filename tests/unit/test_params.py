@@ -199,7 +199,8 @@ def test_every_key_says_what_it_means() -> None:
              "source", "stage_drop", "max_drop", "max_macro_f1_drop", "max_ece", "alpha",
              "temperature", "train", "distill", "prune", "finetune", "sha256",
              "augment", "student", "layers", "heads", "ffn", "pattern", "budget", "sparsity",
-             "swap", "fresh", "elsewhere", "calibration", "method", "aware"}  # fmt: skip
+             "swap", "fresh", "elsewhere", "calibration", "method", "aware",
+             "licences"}  # fmt: skip
     for section in vars(schema).values():
         if isinstance(section, type) and issubclass(section, BaseModel):
             if section.__name__ in ("Params", "Section", "BaseModel"):
