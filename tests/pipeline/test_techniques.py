@@ -103,7 +103,7 @@ def test_channels_layers_and_a_factorised_table(stage: Stage, tmp_path: Path) ->
 def test_a_layer_is_recovered_from_before_the_next_goes(stage: Stage, workspace: Path) -> None:
     cuts = ("prune.drop_layers=2", "prune.heads_keep=1.0", "prune.ffn_keep=1.0")
     _, at_once = stage("prune", *cuts)
-    _, metrics = stage("prune", *cuts, "prune.rounds=2", "prune.training.epochs=1")
+    _, metrics = stage("prune", *cuts, "prune.rounds=2")
     assert [sum(map(bool, one["kept"])) for one in metrics["rounds"]] == [2, 1, 1, 1]
     curve = (workspace / "metrics" / "prune.history.jsonl").read_text("utf-8").splitlines()
     kinds = ["round" if "round" in row else "step" for row in map(json.loads, curve)]
@@ -249,6 +249,18 @@ def test_a_further_run_starts_from_the_model_of_the_one_before(
     assert shapes_of(load_checkpoint(folder)) == expected
     lineage = json.loads((folder / "surgery.json").read_text("utf-8"))["lineage"]
     assert [step["stage"] for step in lineage][-2:] == ["finetune", "distill"]
+
+
+def test_a_further_run_keeps_the_zeros_of_the_one_before(stage: Stage) -> None:
+    sparse, _ = stage("prune", "prune.sparsity.method=wanda", "prune.sparsity.target=0.6")
+    before = matrices(load_checkpoint(sparse))
+    settings = ("distill.student.source=run", f"distill.student.run={sparse}",
+                "gate.stage_drop.distill=100")  # fmt: skip
+    stage("fetch", *settings)
+    folder, _ = stage("distill", *settings)
+    for name, matrix in matrices(load_checkpoint(folder)).items():
+        assert not matrix.weight[before[name].weight == 0].any(), name
+        assert not torch.equal(matrix.weight, before[name].weight)
 
 
 def test_a_pruned_model_is_the_next_runs_teacher(smoke: Run, stage: Stage, workspace: Path) -> None:
