@@ -44,6 +44,7 @@ def rows(pieces: int = PIECES) -> list[list[int]]:
     return [torch.randint(2, pieces, (n,), generator=generator).tolist() for n in (9, 6, 3, 12)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", DIFFERENT)
 @settings(
     max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
