@@ -76,6 +76,7 @@ def main(params: Params) -> Metrics:
         if number == 1:
             original = unit_counts(scores)
             goal = target_counts(student, scores, tokenizer, validation, DISTILLED, params)
+            watch.damage = goal.report or None
         share = [share_left(keep, number, config.rounds)
                  for keep in (config.heads_keep, config.ffn_keep, config.hidden_keep)]  # fmt: skip
         if goal.counts is not None:

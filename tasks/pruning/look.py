@@ -35,6 +35,8 @@ class Watch:
     seed: int
     before: dict[str, float] = field(default_factory=dict)
     """Loss, accuracy and sharpness before the first round."""
+    damage: Mapping[str, Any] | None = None
+    """Curves of sensitivity, once they are measured."""
     rounds: list[dict[str, Any]] = field(default_factory=list)
     """What `look` has found."""
 
@@ -55,7 +57,8 @@ class Watch:
                      number=len(self.rounds) + 1, seed=self.seed)  # fmt: skip
         self.rounds.append(found)
         trained = Trained(before.steps, 0, [*before.curve, point(found, before.curve)])
-        heat_map([one["kept"] for one in self.rounds], self.full, HEAT_MAP)
+        kept = [one["kept"] for one in self.rounds]
+        heat_map(kept, self.full, HEAT_MAP, damage=self.damage)
         write_history("prune", trained.curve)
         say(
             f"prune: round {len(self.rounds)}: {parameters(model) / 1e6:.2f} M parameters, "

@@ -16,11 +16,14 @@ import torch
 from torch import nn
 
 from tasks.modeling.surgery import LayerShape
+from tasks.pruning.curves import draw_curves
 
 CHUNK = 1 << 14
 """Weights that noise is drawn for at a time: what a direction takes beyond the saved weights."""
 INK, MUTED = "#1f2933", "#7b8794"
 DROPPED = "#e4e7eb"
+CURVES = (9.0, 2.8)
+"""Width and height of the curves of damage, inches."""
 DARK_FROM = 0.6
 """Share kept from which a cell is so dark that its number is white."""
 
@@ -88,7 +91,13 @@ PANELS = {"attention heads": lambda layer: layer["heads"],
           "weights not zero, %": lambda layer: round(100 * layer["weights"])}  # fmt: skip
 
 
-def heat_map(rounds: Sequence[Kept], full: Sequence[LayerShape], path: Path) -> None:
+def heat_map(
+    rounds: Sequence[Kept],
+    full: Sequence[LayerShape],
+    path: Path,
+    *,
+    damage: Mapping[str, Any] | None = None,
+) -> None:
     """Draw what each layer has left after each round; the same figures give the same bytes.
 
     A panel for heads, one for neurons, and one for single weights where any is zero; a row is a
@@ -99,6 +108,7 @@ def heat_map(rounds: Sequence[Kept], full: Sequence[LayerShape], path: Path) -> 
         rounds: what `look` says is kept after each, aligned with `full`.
         full: shapes before the first.
         path: the PNG to write.
+        damage: what `draw_curves` draws beneath; none of it where nothing was measured.
 
     Raises:
         ValueError: a round has more or fewer layers than `full`.
@@ -112,15 +122,21 @@ def heat_map(rounds: Sequence[Kept], full: Sequence[LayerShape], path: Path) -> 
         raise ValueError(f"expected {len(full)} layers in each round, None for one that has gone")
     sparse = any(layer and layer["weights"] < 1 for column in columns for layer in column)
     titles = [*PANELS] if sparse else [*PANELS][:2]
-    size = (1.9 + len(titles) * 0.62 * max(len(columns), 3), 1.5 + 0.34 * max(len(full), 4))
+    width, height = 1.9 + len(titles) * 0.62 * max(len(columns), 3), 1.5 + 0.34 * max(len(full), 4)
+    size = (max(width, CURVES[0]), height + CURVES[1]) if damage else (width, height)
     figure = Figure(figsize=size, dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(titles), sharey=True)
+    upper: Any = figure
+    if damage:
+        parts: Any = figure.subfigures(2, 1, height_ratios=[height, CURVES[1]])
+        upper = parts[0]
+        draw_curves(parts[1], damage)
+    axes = upper.subplots(1, len(titles), sharey=True)
     for panel, title in zip(axes, titles, strict=True):
         left = [[None if one is None else PANELS[title](one) for one in c] for c in columns]
         image = _panel(panel, left, title)
     axes[0].set_ylabel("layer", color=INK)
-    bar = figure.colorbar(image, ax=axes, label="share kept", fraction=0.04, pad=0.02)
+    bar = upper.colorbar(image, ax=axes, label="share kept", fraction=0.04, pad=0.02)
     bar.outline.set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
     # without the version in the file, the same figures give the same bytes

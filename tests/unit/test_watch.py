@@ -168,6 +168,35 @@ def test_numbers_stand_in_the_cells_and_a_dropped_layer_is_marked(
     assert weights == ["100"] * 3 + ["100", "–", "100"] + ["10", "–", "50"]
 
 
+def test_curves_of_damage_stand_beneath(tmp_path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from tasks.pruning.curves import draw_curves
+
+    whole = ((1, 0.5), (6, 0.25), (12, 0.0))
+    damage = {
+        "sensitivity": [{"layer": layer, "kind": kind, "raw": whole}
+                        for layer in range(3) for kind in ("heads", "neurons")],
+        "sensitivity_layers": [0.5, -0.1, 2.0],
+        "sensitivity_channels": ((96, 0.75), (192, 0.125), (384, 0.0)),
+    }  # fmt: skip
+    heat_map([cut(3, heads=6, ffn=768)], full(3), tmp_path / "without.png")
+    heat_map([cut(3, heads=6, ffn=768)], full(3), tmp_path / "with.png", damage=damage)
+    heat_map([cut(3, heads=6, ffn=768)], full(3), tmp_path / "again.png", damage=damage)
+    assert (tmp_path / "with.png").read_bytes() == (tmp_path / "again.png").read_bytes()
+    plain, both = (matplotlib.image.imread(tmp_path / f"{n}.png") for n in ("without", "with"))
+    assert both.shape[0] > plain.shape[0] + 300
+    figure = Figure()
+    draw_curves(figure, damage)
+    heads, neurons, channels, layers = figure.axes
+    assert [len(panel.lines) for panel in figure.axes] == [3, 3, 1, 0]
+    for line in (*heads.lines, *neurons.lines):
+        assert list(line.get_xdata()) == pytest.approx([100 / 12, 50])
+        assert list(line.get_ydata()) == [0.5, 0.25]
+    assert list(channels.lines[0].get_xdata()) == [25, 50]
+    assert [bar.get_height() for bar in layers.patches] == [0.5, 1e-5, 2.0]
+
+
 def test_rounds_must_be_aligned(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected 3 layers"):
         heat_map([cut(2, heads=1, ffn=1)], full(3), tmp_path / "map.png")
