@@ -132,8 +132,9 @@ def ablate(
     """Switch one technique off at a time: what is each worth in accuracy, bytes and time?
 
     Every variant runs the whole chain in a workspace of its own, so it opens test, too, and
-    MLflow counts that; stages that variants share are run once. The same command goes on where
-    it was cut off. Nothing is promoted; what passes is registered as ablation-MODEL.
+    MLflow counts that under ablation-MODEL; stages that variants share are run once. The same
+    command goes on where it was cut off. Nothing is promoted; what passes is registered under
+    that name.
     """
     from flows.ablate import run
 

@@ -49,7 +49,7 @@ class Hardware(Section):
     device: Literal["cpu", "cuda"]
     """Where training runs."""
     threads: Annotated[int, Field(ge=1, le=256)]
-    """Threads for training; torch, OpenMP and BLAS all get this number."""
+    """Threads that torch trains with."""
     profile: Literal["cpu-avx512-vnni", "cpu-avx2-vnni", "cpu-avx512", "cpu-avx2", "cpu-arm",
                      "gpu-sm80", "gpu-sm90", "gpu-sm100"]  # fmt: skip
     """What the bundle is built for: `tasks.hardware.PROFILES`."""
@@ -213,8 +213,9 @@ class Prune(Section):
     calibration_samples: Annotated[int, Field(ge=1, le=100_000)]
     """Training texts that importance is estimated on; about 1024 suffice."""
     training: Training
-    """Recovery after each round but the last, and of the sparse methods that train; 0.0x
-    epochs are allowed. The objective is `finetune`'s."""
+    """Recovery after each round but the last and, with several rounds, after each layer that goes
+    and after the word table; and of the sparse methods that train. 0.0x epochs are allowed. The
+    objective is `finetune`'s."""
 
 
 class Finetune(Distillation):
@@ -232,7 +233,7 @@ class Params(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     student_seed: Annotated[int, Field(ge=0, lt=2**30)]
-    """Added to `seed` in distill, prune and finetune: other students of the same teacher."""
+    """Added to `seed` wherever a student is trained: other students of the same teacher."""
     hardware: Hardware
     data: Data
     teacher: Teacher
@@ -337,6 +338,12 @@ class Params(Section):
             raise ValueError(
                 f"exits.layers: found {list(self.exits.layers)} with quantize.aware.mode always, "
                 "expected none: training with simulated int8 changes the model under its heads"
+            )
+        scheme = self.quantize.scheme
+        if self.quantize.aware.mode == "always" and scheme in ("weight_only", "half", "bf16"):
+            raise ValueError(
+                f"quantize.aware.mode: found always with quantize.scheme {scheme}, expected "
+                "dynamic or static: nothing else has int8 products to train with"
             )
         if self.exits.layers and self.quantize.runtimes != ("onnxruntime",):
             raise ValueError(

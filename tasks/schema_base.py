@@ -26,7 +26,7 @@ class Section(BaseModel):
 
 
 class Training(Section):
-    """How one training stage runs; the same knobs in baseline, distill and finetune."""
+    """How one training stage runs; the same knobs in every stage that trains."""
 
     epochs: Annotated[float, Field(ge=0, le=1000)]
     """0 leaves the model as it is."""
@@ -43,5 +43,6 @@ class Training(Section):
     """`bf16` is autocast where the processor has such products, else fp32: emulated they are a
     hundred times slower. Master weights stay fp32."""
     patience: Annotated[int, Field(ge=0)]
-    """Stop after so many epochs without a better validation accuracy, and keep the best epoch's
-    weights; 0 trains to the end and keeps the last."""
+    """Stop after so many epochs without a better validation accuracy (loss, where texts are
+    learned to be written), and keep the best epoch's weights; 0 trains to the end and keeps the
+    last."""

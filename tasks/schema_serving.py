@@ -104,7 +104,7 @@ class Evaluation(Section):
     bootstrap: Annotated[int, Field(ge=100)]
     """Resamples for confidence intervals."""
     evidence_texts: Annotated[int, Field(ge=32)]
-    """Texts of test at most for robustness, counterfactuals and memorisation."""
+    """Texts at most for robustness, counterfactuals, memorisation and texts from elsewhere."""
     lengths: tuple[Annotated[int, Field(ge=4, le=512)], ...] = Field(strict=False)
     """Word pieces of the texts in the latency grid; none leaves the grid out."""
     slices: tuple[str, ...] = Field(strict=False)

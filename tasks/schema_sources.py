@@ -91,6 +91,6 @@ class Data(Section):
     fold: Annotated[int, Field(ge=0)]
     """Which of the folds is validation."""
     max_rows: Annotated[int, Field(ge=0)]
-    """Keep at most so many rows of train and of test, classes as even as can be; 0 keeps all."""
+    """Keep at most so many rows of each labelled split, classes as even as can be; 0 keeps all."""
     max_length: Annotated[int, Field(ge=8, le=512)]
     """Longest text in word pieces, special ones included; the rest is cut off."""

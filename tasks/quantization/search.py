@@ -117,7 +117,7 @@ def quantise(
     kept: tuple[str, ...] = ()
     ranked: list[Cost] = []
     action = "none: within the budget"
-    if config.sensitivity or not within:
+    if (config.sensitivity and config.scheme != "none") or not within:
         say(f"quantize: what each of {len(exam.nodes)} layers costs alone")
         scratch = target.with_name("alone.onnx")
         ranked = forms.costs(scratch)

@@ -196,6 +196,11 @@ def _entry(run: Any) -> Entry:
     )
 
 
+def withdrawal_of(version: Version) -> dict[str, str]:
+    """The tags that say so of another version of the same bytes."""
+    return {WITHDRAWN: version.withdrawn_at or "", WITHDRAWN_REASON: version.withdrawn_reason or ""}
+
+
 def _version(found: Any) -> Version:
     return Version(
         number=int(found.version),

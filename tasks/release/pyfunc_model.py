@@ -1,5 +1,6 @@
 """The bundle as an MLflow model, for whoever loads it by MLflow's own means.
 
+    mlflow.set_tracking_uri("sqlite:///var/mlflow/mlflow.db")
     mlflow.pyfunc.load_model("models:/banking77@champion").predict(["where is my card?"])
 
 MLflow copies this file, the loader that it imports, and the bundle into the logged

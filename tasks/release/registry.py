@@ -90,7 +90,7 @@ def register(
     with store.session(name) as client:
         state = _recover(client, name)
         newest = 0 if state.newest is None else state.newest.registration
-        known = _same_bytes(client, name, state, digest)
+        known, withdrawn = _same_bytes(client, name, state, digest)
         if known is None:
             number = store.log_version(
                 client,
@@ -104,6 +104,7 @@ def register(
                     MANIFEST_TAG: file_sha256(bundle / "manifest.json"),
                     journal.REGISTRATION: str(newest + 1),
                     **({} if limit is None else {journal.MAX_SLOWDOWN: limit}),
+                    **({} if withdrawn is None else journal.withdrawal_of(withdrawn)),
                 },
             )
         else:
@@ -118,7 +119,7 @@ def register(
         version=number,
         created=known is None,
         artifact_sha256=digest,
-        withdrawn=known is not None and known.withdrawn_at is not None,
+        withdrawn=withdrawn is not None,
     )
 
 
@@ -339,17 +340,23 @@ def _move(
     )
 
 
-def _same_bytes(client: MlflowClient, name: str, state: Snapshot, digest: str) -> Version | None:
-    """The version that holds these bytes: the withdrawn one first, a damaged one never."""
+def _same_bytes(
+    client: MlflowClient, name: str, state: Snapshot, digest: str
+) -> tuple[Version | None, Version | None]:
+    """The sound version that holds these bytes, and the withdrawn one of which they are.
+
+    A withdrawal is of the bytes: where their only version is damaged, those that are made anew
+    are withdrawn, too, until somebody brings them back.
+    """
     same = [v for v in state.versions.values() if v.artifact_sha256 == digest]
-    for version in sorted(same, key=lambda v: (v.withdrawn_at is None, -v.number)):
+    same.sort(key=lambda v: (v.withdrawn_at is None, -v.number))
+    for version in same:
         try:
-            if version.withdrawn_at is None:
-                verify(store.located(client, name, version), name=name)
+            verify(store.located(client, name, version), name=name)
         except IntegrityError:
             continue
-        return version
-    return None
+        return version, version if version.withdrawn_at else None
+    return None, next((v for v in same if v.withdrawn_at), None)
 
 
 def _read(client: MlflowClient, name: str) -> Snapshot:

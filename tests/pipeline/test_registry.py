@@ -154,6 +154,23 @@ def test_a_damaged_version_is_made_anew(tmp_path: Path) -> None:
     assert champion_bundle(NAME)[1] == 2
 
 
+def test_damaged_bytes_that_were_withdrawn_are_made_anew_and_stay_withdrawn(
+    tmp_path: Path,
+) -> None:
+    for seed in (1, 2):
+        put(tmp_path, seed)
+        registry.promote(NAME)
+    flip_byte(champion_bundle(NAME)[0] / "model.onnx")
+    assert registry.rollback(NAME, reason="damaged").target == 1
+    anew = put(tmp_path, 2)
+    assert (anew.version, anew.created, anew.withdrawn) == (3, True, True)
+    assert not registry.promote(NAME).changed, "no run brings back what somebody withdrew"
+    assert standing()[0] == 1
+    assert registry.promote(NAME, version=3, yes=True).target == 3
+    assert champion_bundle(NAME)[1] == 3
+    assert (put(tmp_path, 2).version, registry.promote(NAME).changed) == (3, False)
+
+
 # --- the drill -------------------------------------------------------------------------
 
 

@@ -123,6 +123,8 @@ def test_sparsity_that_cannot_come_out_is_refused() -> None:
          r"distill\.early: found 0\.1 of 0 epochs"),
         ({"distill": {"assistants": [[0, 1]], "student": {"source": "fresh"}}},
          r"distill\.assistants: .* fresh"),
+        ({"quantize": {"scheme": "half", "aware": {"mode": "always"}}},
+         r"quantize\.aware\.mode: found always with quantize\.scheme half"),
     ],
 )  # fmt: skip
 def test_what_would_be_passed_over_is_refused(settings: dict[str, Any], said: str) -> None:
