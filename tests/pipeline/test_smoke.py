@@ -97,7 +97,10 @@ def test_the_evidence_is_whole(smoke: Run) -> None:
     assert set(evidence) == EVIDENCE
     assert all(evidence[key] for key in evidence if key not in MAY_BE_NONE)
     assert {row["name"] for row in evidence["robustness"]} >= {"typing errors", "capitals"}
-    own = read(smoke.workspace / "metrics" / "quantize.json")["quantisation"]
+    metrics = smoke.workspace / "metrics"
+    own = read(metrics / "quantize.json")["quantisation"]
+    times = read(metrics / "quantize.runtime.json")["p50_ms_by_runtime"]
+    own["runtimes"] = [{**r, "p50_ms": times.get(r["runtime"])} for r in own["runtimes"]]
     assert evidence["quantisation"] == own
     assert evidence["flips"]["rate"] > 0
     assert evidence["engine"]["ratio"] > 0.5
