@@ -1,7 +1,7 @@
 """Where a run happens: the checkout itself, or a mirror of it with params of its own.
 
-    resolve("smoke", ["prune.ffn_keep=0.4"], None)   # checks everything, writes nothing
-    prepare("smoke", ["prune.ffn_keep=0.4"], None)   # and lays out the folder
+    workspace = resolve("smoke", ["prune.ffn_keep=0.4"])   # checks everything, writes nothing
+    materialize(workspace)                                 # lays out the folder
 
 A mirror has the working tree as it is, its own ``params.yaml``, ``dvc.lock``,
 ``metrics/`` and ``reports/``, and the checkout's DVC cache: what another
@@ -74,25 +74,16 @@ class Workspace:
     """Laid out by `materialize`; False for the checkout and for a clone."""
 
 
-def prepare(
+def resolve(
     recipe: str | None = None, overrides: Sequence[str] = (), workspace: str | Path | None = None
 ) -> Workspace:
-    """Resolve and lay out; the same arguments give the same workspace.
+    """Work out params and place of a run, and check them; writes nothing.
 
     Raises:
         ParamsError: an unknown recipe, or a key that is wrong.
         DataError: a file of the user's is not there.
         UsageError: the folder holds something else.
     """
-    resolved = resolve(recipe, overrides, workspace)
-    materialize(resolved)
-    return resolved
-
-
-def resolve(
-    recipe: str | None = None, overrides: Sequence[str] = (), workspace: str | Path | None = None
-) -> Workspace:
-    """Work out params and place of a run, and check them; writes nothing."""
     content, params = resolved_params(home.CHECKOUT, recipe, overrides)
     if recipe is None and not overrides and not workspace:
         return Workspace(home.CHECKOUT, params, "checkout", content, mirror=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -48,20 +49,26 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
+def laid_out(*recipe: Any, **folder: Any) -> ws.Workspace:
+    workspace = ws.resolve(*recipe, **folder)
+    ws.materialize(workspace)
+    return workspace
+
+
 def files(root: Path) -> set[str]:
     return {p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()}
 
 
 def test_without_arguments_it_is_the_checkout_and_nothing_is_written(checkout: Path) -> None:
     before = files(checkout)
-    workspace = ws.prepare()
+    workspace = laid_out()
     assert (workspace.path, workspace.name, workspace.mirror) == (checkout, "checkout", False)
     assert files(checkout) == before
 
 
 def test_mirror_has_the_sources_and_params_of_its_own(checkout: Path) -> None:
     before = {name: (checkout / name).read_bytes() for name in files(checkout)}
-    workspace = ws.prepare("small", ["prune.heads_keep=0.5"])
+    workspace = laid_out("small", ["prune.heads_keep=0.5"])
     assert files(workspace.path) == {
         ws.MARKER,
         "params.yaml",
@@ -83,7 +90,7 @@ def test_mirror_has_the_sources_and_params_of_its_own(checkout: Path) -> None:
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers_in_the_mirror(checkout: Path) -> None:
-    workspace = ws.prepare(None, ["distill.training.learning_rate=3e-4"])
+    workspace = laid_out(None, ["distill.training.learning_rate=3e-4"])
     written = yaml.safe_load((workspace.path / "params.yaml").read_text("utf-8"))
     assert written["distill"]["training"]["learning_rate"] == 3e-4
 
@@ -96,7 +103,7 @@ def test_same_params_same_place_and_other_params_another(checkout: Path) -> None
 
 
 def test_preparing_again_follows_the_tree_and_leaves_results_alone(checkout: Path) -> None:
-    root = ws.prepare("small").path
+    root = laid_out("small").path
     results = ("dvc.lock", "metrics/fetch.json", "reports/summary.json", "data/models/x/model")
     for name in results:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +113,7 @@ def test_preparing_again_follows_the_tree_and_leaves_results_alone(checkout: Pat
     (checkout / "tasks" / "code.py").write_text("A = 2\n")
     (checkout / "tasks" / "gone.py").unlink()
     (checkout / "tasks" / "new.py").write_text("C = 1\n")
-    ws.prepare("small")
+    laid_out("small")
     assert (root / "tasks" / "code.py").read_text() == "A = 2\n"
     assert not (root / "tasks" / "gone.py").exists()
     assert (root / "tasks" / "new.py").exists()
@@ -116,7 +123,7 @@ def test_preparing_again_follows_the_tree_and_leaves_results_alone(checkout: Pat
 
 
 def test_dvc_shares_cache_and_remotes_and_keeps_off_git(checkout: Path) -> None:
-    root = ws.prepare("small").path
+    root = laid_out("small").path
     config = configparser.ConfigParser()
     config.read(root / ".dvc" / "config.local")
     assert config["core"]["no_scm"] == "true"
@@ -127,7 +134,7 @@ def test_dvc_shares_cache_and_remotes_and_keeps_off_git(checkout: Path) -> None:
 
 
 def test_own_folder(checkout: Path, tmp_path: Path) -> None:
-    assert ws.prepare(workspace=tmp_path / "mine").path == tmp_path / "mine"
+    assert laid_out(workspace=tmp_path / "mine").path == tmp_path / "mine"
     assert (tmp_path / "mine" / "tasks" / "code.py").exists()
 
 
@@ -136,7 +143,7 @@ def test_a_folder_that_holds_something_else_is_refused(checkout: Path, place: st
     (checkout.parent / "full").mkdir()
     (checkout.parent / "full" / "thesis.tex").write_text("x")
     with pytest.raises(UsageError, match="--workspace: "):
-        ws.prepare("small", [], place)
+        laid_out("small", [], place)
     assert files(checkout.parent / "full") == {"thesis.tex"}
 
 
@@ -155,7 +162,7 @@ def test_wrong_params_are_named_and_nothing_is_written(
 ) -> None:
     before = files(checkout)
     with pytest.raises(ParamsError) as caught:
-        ws.prepare(recipe, overrides)
+        laid_out(recipe, overrides)
     assert says in str(caught.value)
     assert files(checkout) == before
 
@@ -189,7 +196,7 @@ def test_missing_user_files_are_named_and_nothing_is_written(
 ) -> None:
     before = files(checkout)
     with pytest.raises(DataError) as caught:
-        ws.prepare(None, overrides)
+        laid_out(None, overrides)
     assert says in str(caught.value)
     assert caught.value.exit_code == 2
     assert caught.value.next_command
@@ -239,10 +246,10 @@ def test_an_empty_recipe_is_none_of_those(checkout: Path) -> None:
 
 
 def test_a_mirror_that_was_cut_off_is_completed(checkout: Path) -> None:
-    root = ws.prepare("small").path
+    root = laid_out("small").path
     (root / "tasks" / "code.py").unlink()
     (root / "params.yaml").unlink()
-    ws.prepare("small")
+    laid_out("small")
     assert (root / "tasks" / "code.py").exists()
     assert (root / "params.yaml").exists()
 
