@@ -362,7 +362,7 @@ def save(results: Results, *, complete: bool) -> Report:
 
 
 def estimate(results: Results, planned: Plan, position: int, done: int) -> float | None:
-    """Seconds that remain, by what the full recipe's stages took; None before it has run.
+    """Seconds that remain where nothing is cached; None before the full recipe has run.
 
     Args:
         results: so far.
@@ -383,7 +383,7 @@ def estimate(results: Results, planned: Plan, position: int, done: int) -> float
 
 def say_begin(results: Results, job: Job, progress: Progress, left_s: float | None) -> None:
     """One line before a run: which, and how long all that is left may take."""
-    left = "" if left_s is None else f", about {duration(left_s)} left"
+    left = "" if left_s is None else f", about {duration(left_s)} left, less what the cache has"
     number = len(results.full) + sum(map(len, results.without.values())) + 1
     total = len(results.seeds) * (1 + len(results.planned.variants if results.planned else ()))
     progress.note(f"{number} of {total}: {what(job)}, {results.axis.name} {job.seed}{left}")
