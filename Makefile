@@ -1,5 +1,5 @@
 # make run   the environment from the lock, then the main job
-# make test  the environment if missing, then all tests: on two workers, then what is timed
+# make test  the environment if missing, then all tests: files on two workers, then what is timed
 # make lint  ruff and mypy
 # make up    MLflow, Prefect and the weekly run on this machine; make down stops them
 PYTHON ?= python3.11
@@ -17,7 +17,7 @@ run: .venv/ready
 
 test: .venv/ready
 	rm -rf var/test-home
-	STILLROOM_TEST_HOME=var/test-home $(BIN)/pytest -n 2 --dist loadgroup -m "not alone"
+	STILLROOM_TEST_HOME=var/test-home $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not alone"
 	STILLROOM_TEST_HOME=var/test-home $(BIN)/pytest -m alone
 
 lint: .venv/ready

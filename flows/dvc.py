@@ -30,8 +30,9 @@ from tasks.errors import StillroomError, UnavailableError, from_dict
 
 CHATTER = ("To track the changes with git", "git add ", "Use `dvc push`", "Updating lock file",
            "Generating lock file", "To enable auto staging", "dvc config core.autostage",
-           "Running stage", "Restored stage", "> ")  # fmt: skip
-"""What DVC says around a stage and a run's reader need not see."""
+           "Running stage", "Restored stage", "> ", "WARNING: 'metrics/")  # fmt: skip
+"""What DVC says around a stage and a run's reader need not see; the last: that a file is empty,
+as the curve of a stage is that did not train."""
 GRACE_S = 5.0
 """Between asking a stage's processes to end and ending them."""
 

@@ -86,22 +86,17 @@ def pace() -> float:
     return max(min(took) / START_S, 1.0)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Workers take whole groups: a file, or all that is tested on the smoke run."""
-    for item in items:
-        smoked = "smoke" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("smoke" if smoked else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The smoke recipe, through every stage, registered and promoted as version 1.
 
-    In ``STILLROOM_TEST_HOME``, where that is set: `make test` has two passes over one run.
+    Under ``STILLROOM_TEST_HOME``, where that is set: `make test` has two passes, and the second
+    finds what the first worker of the first has made. Each worker has a home of its own.
     """
     given = os.environ.get("STILLROOM_TEST_HOME")
-    shell = Shell(Path(given).resolve() if given else tmp_path_factory.mktemp("home"))
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    home = Path(given).resolve() / worker if given else tmp_path_factory.mktemp("home")
+    shell = Shell(home)
     done = shell.stillroom(*SMOKE, "--promote", "--json", timeout=1500)
     assert done.code == 0, done.err
     return Run(shell, Path(done.json["workspace"]), done.json)

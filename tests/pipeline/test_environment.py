@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -22,12 +21,6 @@ def test_every_package_is_pinned_with_hashes() -> None:
     assert all("--hash=sha256:" in entry for entry in entries)
     assert "torch" not in PINS, "torch comes first, on its own: see the Makefile"
     assert "http" not in re.sub(r"^\S+==.*", "", LOCK, flags=re.M)
-
-
-def test_workers_take_whole_groups(request: pytest.FixtureRequest) -> None:
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        pytest.skip("one process: there is nothing to share out")
-    assert request.node.nodeid.endswith("@test_environment"), "xdist saw no group, and scatters"
 
 
 def test_what_is_installed_is_what_is_locked() -> None:

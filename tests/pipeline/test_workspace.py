@@ -91,7 +91,7 @@ def test_says_where_it_stands(first: Any) -> None:
     assert "PROMOTED" in first.stderr
     assert "DVC, Prefect, MLflow and starts" in first.stderr
     assert "mlflow ui --backend-store-uri sqlite:///" in first.stderr
-    for noise in ("Traceback", "INFO", "Running stage", "alembic", "Warning"):
+    for noise in ("Traceback", "INFO", "Running stage", "alembic", "Warning", "WARNING"):
         assert noise not in first.stderr
 
 
