@@ -201,7 +201,14 @@ def require_depth(root: Path, params: Params) -> None:
             next_command=f"stillroom compress --set 'distill.layers=[0, {there - 1}]'",
         )
     left = len(distill.layers) if distill.enabled else there
-    left -= params.prune.drop_layers if params.prune.enabled else 0
+    if params.prune.enabled:
+        if params.prune.drop_layers >= left:
+            raise ParamsError(
+                f"prune.drop_layers: found {params.prune.drop_layers}, expected a number under "
+                f"{left}, the layers of the student",
+                next_command=f"stillroom compress --set prune.drop_layers={left - 1}",
+            )
+        left -= params.prune.drop_layers
     if params.exits.layers and max(params.exits.layers) >= left:
         raise ParamsError(
             f"exits.layers: found {list(params.exits.layers)}, expected numbers under {left}, the "

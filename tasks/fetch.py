@@ -25,15 +25,12 @@ from tasks.errors import DataError
 from tasks.fetching.hub import hub_snapshot
 from tasks.fetching.models import bring_model, bring_writer, copy_run, copy_teachers
 from tasks.fetching.packages import unpack_file, unpack_folder
+from tasks.fetching.splits import SUFFIXES, find_splits, join_shards
 from tasks.files import file_sha256, write_json
 from tasks.paths import PLACEHOLDERS, PRETRAINED, RAW, SECOND, STUDENT, TEACHERS, WRITER
 from tasks.schema import Params
 from tasks.stage import Metrics, run, say
 
-SPLIT_NAMES = {"train": "train", "dev": "validation", "val": "validation", "valid": "validation",
-               "validation": "validation", "test": "test", "unlabelled": "unlabelled",
-               "unlabeled": "unlabelled", "unsupervised": "unlabelled"}  # fmt: skip
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 ORANGE = ".tab"
 """Of packages alone: tab-separated, with two more lines below the header."""
 
@@ -53,6 +50,7 @@ def main(params: Params) -> Metrics:
         elif data.source == "hub":
             say(f"fetch: data from the hub, {data.hub.id}")
             hub_snapshot(data.hub, "dataset", Path(room), [f"*{suffix}" for suffix in SUFFIXES])
+            join_shards(Path(room))
         if data.source == "files":
             copy_splits(own)
         else:  # its own unlabelled split gives way to a file of the user's
@@ -154,16 +152,6 @@ def copy_splits(splits: dict[str, str]) -> None:
                 next_command=f"stillroom compress --set data.{split}=FILE",
             )
         shutil.copyfile(source, RAW / f"{split}{source.suffix.lower()}")
-
-
-def find_splits(folder: Path) -> dict[str, str]:
-    """Files of a folder whose stem names a split (``dev`` is validation)."""
-    found: dict[str, str] = {}
-    for path in sorted(folder.rglob("*")):
-        split = SPLIT_NAMES.get(path.stem.split("-")[0])
-        if split is not None and path.suffix in SUFFIXES:
-            found.setdefault(split, str(path))
-    return found
 
 
 def fresh(folder: Path) -> None:

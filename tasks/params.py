@@ -15,7 +15,7 @@ import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -51,7 +51,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _restored(path: Path) -> str:
-    return f"git -C {shlex.quote(str(path.parent))} checkout -- {path.name}"
+    """What shows how a file came to be unreadable; what brings it back where it is gone."""
+    verb = "diff" if path.exists() else "checkout"
+    return f"git -C {shlex.quote(str(path.parent))} {verb} -- {path.name}"
 
 
 def overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -120,6 +122,12 @@ def fingerprint(params: Params) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _is_float(annotation: Any) -> bool:
+    """Whether a number may stand there, be it beside None or a word."""
+    parts = (_is_float(part) for part in get_args(annotation))
+    return annotation is float or (get_origin(annotation) is not tuple and any(parts))
+
+
 def _floats(raw: Any, model: Any) -> Any:
     """YAML 1.1 reads ``2e-4`` as a string: turn it into the number that was meant."""
     if not isinstance(raw, dict) or not (isinstance(model, type) and issubclass(model, BaseModel)):
@@ -127,7 +135,7 @@ def _floats(raw: Any, model: Any) -> Any:
     fixed = {}
     for key, value in raw.items():
         field = model.model_fields.get(key)
-        if field is not None and isinstance(value, str) and field.annotation is float:
+        if field is not None and isinstance(value, str) and _is_float(field.annotation):
             with contextlib.suppress(ValueError):
                 value = float(value)
         fixed[key] = _floats(value, field.annotation) if field is not None else value

@@ -17,7 +17,6 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sklearn.model_selection import StratifiedKFold
 
 from tasks import schema
 from tasks.errors import DataError
@@ -33,6 +32,7 @@ from tasks.paths import (
     UNLABELLED,
     VALIDATION,
 )
+from tasks.problems.splits import fold, fold_of, split_off
 from tasks.schema import Params
 from tasks.stage import Metrics, run, say
 
@@ -54,11 +54,13 @@ def main(params: Params) -> Metrics:
     }  # fmt: skip
     if "validation" not in splits:
         splits["train"], splits["validation"] = split_off(
-            splits["train"], data.validation_fraction, params.seed
+            splits["train"], splits["test"], data.validation_fraction, params.seed
         )
     if data.folds:
         whole = pd.concat([splits["train"], splits["validation"]], ignore_index=True)
-        splits["train"], splits["validation"] = fold_of(whole, data.folds, data.fold, params.seed)
+        splits["train"], splits["validation"] = fold_of(
+            whole, splits["test"], data.folds, data.fold, params.seed
+        )
     labels = check_labels(splits)
     if 0 < data.max_rows < len(labels):
         raise DataError(
@@ -212,8 +214,13 @@ def check_fields(frame: pd.DataFrame, suffix: str) -> None:
     """Raise ValueError where quoting has gone wrong and pandas made the best of it."""
     if not isinstance(frame.index, pd.RangeIndex):
         raise ValueError("rows have more fields than the header; quote texts with separators")
-    swallowed = frame.apply(lambda c: c.str.contains(r"\t.*\n.*\t", regex=True))
-    if suffix == ".tsv" and swallowed.any(axis=None):
+    if frame.empty:
+        return
+    lines = frame.apply(lambda c: c.str.contains("\n", regex=False))
+    odd = frame.apply(lambda c: c.str.contains("\t", regex=False)) if suffix == ".tsv" else (
+        frame.apply(lambda c: c.str.count('"') % 2 == 1)
+    )  # fmt: skip
+    if (lines & odd).any(axis=None):
         raise ValueError("a quote is never closed; double the quotes inside texts")
 
 
@@ -277,53 +284,6 @@ def check_labels(splits: dict[str, pd.DataFrame]) -> list[str]:
     return labels
 
 
-def split_off(train: pd.DataFrame, fraction: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Take a share of train as validation, of each class its part to within a row.
-
-    Every class keeps a row in train. What rounding leaves goes to the classes that are owed most,
-    by lot among equals, so that many small classes give as large a share as a few large ones.
-
-    Raises:
-        DataError: no class has a second row.
-    """
-    shuffled = train.sample(frac=1.0, random_state=seed)
-    counts = shuffled["label"].value_counts(sort=False)  # in the order of the lots
-    owed = counts * fraction
-    quota = owed.astype(int).clip(upper=counts - 1)
-    due = (owed - quota).where(quota < counts - 1, -1.0).sort_values(ascending=False, kind="stable")
-    left = max(round(len(train) * fraction) - int(quota.sum()), int(quota.sum() == 0))
-    quota[due[due >= 0].index[:left]] += 1
-    if not quota.sum():
-        raise DataError(
-            "data.train: found one row of each class, expected more, or a data.validation",
-            next_command="stillroom compress --set data.validation=FILE",
-        )
-    mine = shuffled.groupby("label").cumcount() < shuffled["label"].map(quota)
-    taken = shuffled[mine].sort_index()
-    return train.drop(taken.index), taken
-
-
-def fold_of(
-    frame: pd.DataFrame, folds: int, which: int, seed: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """One fold of k as validation and the rest as train, every class as even as can be.
-
-    Raises:
-        DataError: a class has fewer rows than there are folds.
-    """
-    counts = frame["label"].value_counts()
-    fewest = int(counts.min())
-    if fewest < folds:
-        raise DataError(
-            f"data.folds: found {folds}, and class {counts.idxmin()!r} has {fewest} rows; "
-            "expected a row in each fold",
-            next_command=f"stillroom compress --set data.folds={fewest if fewest > 1 else 0}",
-        )
-    cut = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    train, validation = list(cut.split(frame["text"], frame["label"]))[which]
-    return frame.iloc[train], frame.iloc[validation]
-
-
 def drop_leaks(splits: dict[str, pd.DataFrame]) -> tuple[dict[str, pd.DataFrame], dict[str, int]]:
     """Drop from train and validation what also stands in a later split; count it.
 
@@ -370,11 +330,6 @@ def unseen(
         "dropped_leaks": int(leaks.sum()),
         "dropped_repeats": int(repeats.sum()),
     }
-
-
-def fold(texts: pd.Series[str]) -> pd.Series[str]:
-    """What two texts share that differ in case and spaces alone."""
-    return texts.str.casefold().str.split().str.join(" ")
 
 
 def sample(frame: pd.DataFrame, rows: int, seed: int) -> pd.DataFrame:

@@ -297,6 +297,13 @@ class Params(Section):
         if asked and self.prune.scope == "global":
             raise ValueError("prune.scope: found global with a prune.budget, expected layer: a "
                              "budget plans each layer")  # fmt: skip
+        if self.distill.early and self.distill.training.patience:
+            raise ValueError(
+                f"distill.training.patience: found {self.distill.training.patience} with "
+                "distill.early, expected 0: it may stop before the early copy"
+            )
+        if self.distill.early and not self.distill.training.epochs:
+            raise ValueError(f"distill.early: found {self.distill.early} of 0 epochs, expected 0.0")
         sparsity = self.prune.sparsity
         if sparsity.method == "lottery":
             epochs = self.distill.training.epochs if self.distill.enabled else 0

@@ -22,7 +22,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from accelerate.utils import extract_model_from_parallel
 from tokenizers import Tokenizer
 from torch import nn
 
@@ -185,9 +184,7 @@ def fine_tune_second(params: Params, labels: Sequence[str]) -> tuple[Teacher, Me
         model, SECOND, stage="teach", training=training, hardware=params.hardware,
         max_length=params.data.max_length, seed=params.seed,
     )  # fmt: skip
-    # without the autocast that it was trained in: it is asked as the others are
-    model = extract_model_from_parallel(model, keep_fp32_wrapper=False).cpu().eval()
-    teacher = Teacher(model, tokenizer, list(range(len(labels))))
+    teacher = Teacher(model.cpu().eval(), tokenizer, list(range(len(labels))))
     measured = require_floor(
         partial(mean_logits, [teacher]), params.gate.baseline_floor, who="second teacher",
         next_command="stillroom compress --set teach.second.training.epochs=10",

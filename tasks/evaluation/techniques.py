@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tasks.errors import UsageError
 from tasks.paths import PLACEHOLDERS
-from tasks.schema import Data, Params
+from tasks.schema import Data, Distillation, Params
 
 NONE = "none"
 """As ``--technique``: the full recipe alone."""
@@ -31,21 +31,20 @@ class Technique:
 
 def _either(key: str) -> Callable[[Params], bool]:
     """A term of the objective has weight in a stage that trains."""
+    return lambda params: any(getattr(stage, key) > 0 for stage in _learning(params))
 
-    def on(params: Params) -> bool:
-        recovers = params.finetune.enabled or (params.prune.enabled and params.prune.rounds > 1)
-        return bool(
-            (params.distill.enabled and getattr(params.distill, key) > 0)
-            or (recovers and getattr(params.finetune, key) > 0)
-        )
 
-    return on
+def _learning(params: Params) -> list[Distillation]:
+    """The objectives that something is trained by; prune's recovery has that of finetune."""
+    prune = params.prune
+    trains = prune.rounds > 1 or prune.sparsity.method in ("magnitude", "lottery")
+    recovers = params.finetune.enabled or (prune.enabled and trains)
+    return [params.distill] * params.distill.enabled + [params.finetune] * recovers
 
 
 def _alphas(params: Params) -> list[float]:
     """Every weight that the hard labels have at some time, in stages that train."""
-    stages = [s for s in (params.distill, params.finetune) if s.enabled]
-    return [a for s in stages for a in (s.alpha, s.alpha_end) if a is not None]
+    return [a for s in _learning(params) for a in (s.alpha, s.alpha_end) if a is not None]
 
 
 def _soft(params: Params) -> bool:
@@ -57,14 +56,12 @@ def _hard(params: Params) -> bool:
 
 
 def _annealed(params: Params) -> bool:
-    stages = (params.distill, params.finetune)
-    ends = [(s.temperature_end, s.alpha_end) for s in stages if s.enabled]
+    ends = [(s.temperature_end, s.alpha_end) for s in _learning(params)]
     return any(end is not None for pair in ends for end in pair)
 
 
 def _grows(params: Params) -> bool:
-    stages = [s for s in (params.distill, params.finetune) if s.enabled]
-    return any(s.growth > 0 and (s.states > 0 or s.attention > 0) for s in stages)
+    return any(s.growth > 0 and (s.states > 0 or s.attention > 0) for s in _learning(params))
 
 
 def _budgeted(params: Params) -> bool:
@@ -113,7 +110,8 @@ TECHNIQUES = (
               lambda p: _further_texts(p.data),
               ("data.unlabelled=data/own/unlabelled", "data.package.unlabelled=[]")),
     Technique("writer", "texts that a decoder writes: none are written",
-              lambda p: p.teach.writer.enabled, ("teach.writer.enabled=false",)),
+              lambda p: p.teach.writer.enabled,
+              ("teach.writer.enabled=false", "teach.writer.source=package")),
     Technique("teachers", "several teachers: one alone is asked",
               lambda p: p.teach.teachers not in PLACEHOLDERS,
               ("teach.teachers=data/own/teachers",)),

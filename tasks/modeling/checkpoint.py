@@ -20,6 +20,7 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -66,6 +67,7 @@ def load_pretrained(
             dtype=torch.float32,
             attn_implementation="eager",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # a head for other classes makes room for a new one
         )
     except Exception as error:  # whatever a broken file makes of the libraries below
         reason = " ".join(str(error).split())[:300]
@@ -85,14 +87,33 @@ def load_pretrained(
         model.config.use_cache = False  # a text is read once
     absent = [key for key in found["missing_keys"] if key.startswith(f"{arch.encoder}.")]
     absent = [key for key in absent if ".pooler." not in key]
+    absent += [key for key, *_ in found["mismatched_keys"] if key.startswith(f"{arch.encoder}.")]
     if absent:
         raise DataError(
             f"{key}: {folder / 'model.safetensors'} has no {sorted(absent)[0]} "
-            f"({len(absent)} missing), expected all weights of a {config.model_type}",
+            f"of its size ({len(absent)} missing), expected all weights of a {config.model_type}",
             next_command=f"stillroom compress --set {key}.source=package",
         )
+    require_rows(model, folder, key)
     set_dropout(model, dropout)
     return model
+
+
+def require_rows(model: PreTrainedModel, folder: Path, key: str) -> None:
+    """Refuse a tokenizer that has pieces beyond the model's table.
+
+    Raises:
+        DataError: it has.
+    """
+    rows = len(next(model.get_input_embeddings().parameters()))
+    file = folder / "tokenizer.json"
+    last = max(Tokenizer.from_file(str(file)).get_vocab().values()) if file.exists() else 0
+    if last >= rows:
+        raise DataError(
+            f"{key}: {file} has a piece with id {last}, and the word table "
+            f"{rows} rows, expected a row for each piece",
+            next_command=f"stillroom compress --set {key}.source=package",
+        )
 
 
 def load_checkpoint(

@@ -79,8 +79,10 @@ def begin(
         keep_layers(model, layers)
     keep_positions(model, max_length)
     if config.vocabulary.trim:
-        smaller = trim(tokenizer_json, texts, min_count=config.vocabulary.min_count)
-        pad = smaller.kept_ids.index(model.config.pad_token_id)
+        padding = model.config.pad_token_id
+        smaller = trim(tokenizer_json, texts, min_count=config.vocabulary.min_count,
+                       always=[padding])  # fmt: skip
+        pad = smaller.kept_ids.index(padding)
         keep_vocabulary(model, smaller.kept_ids, pad=pad)
         tokenizer_json = smaller.tokenizer_json
     set_dropout(model, config.training.dropout)
@@ -111,6 +113,12 @@ def require_labels(folder: Path, labels: Sequence[str]) -> None:
 def _fresh(sizes: schema.Fresh, teacher: Path) -> PreTrainedModel:
     """Random weights in the teacher's architecture."""
     config = AutoConfig.from_pretrained(teacher)
+    if getattr(config, "rope_parameters", None) and (sizes.hidden // sizes.heads) % 2:
+        raise ParamsError(
+            f"distill.student.fresh: found {sizes.hidden} channels for {sizes.heads} heads, "
+            f"expected an even number each: a {config.model_type} turns them by pairs",
+            next_command="stillroom compress --set distill.student.fresh.heads=4",
+        )
     set_sizes(config, layers=sizes.layers, hidden=sizes.hidden, heads=sizes.heads, ffn=sizes.ffn)
     config._attn_implementation = "eager"
     return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any
@@ -65,11 +65,16 @@ def piece_counts(tokenizer_json: str, texts: Iterable[str]) -> Counter[int]:
     return counts
 
 
-def trim(tokenizer_json: str, texts: Iterable[str], *, min_count: int) -> TrimmedVocabulary:
+def trim(
+    tokenizer_json: str, texts: Iterable[str], *, min_count: int, always: Collection[int] = ()
+) -> TrimmedVocabulary:
     """Keep pieces that occur at least `min_count` times in `texts`, specials, and characters.
 
     Of a byte-pair tokenizer also the pieces that a kept one is merged from, of a Unigram one those
     that it cannot do without: a text whose pieces are all kept is then split as before.
+
+    Args:
+        always: ids that stay, too, such as that of padding.
 
     Raises:
         ParamsError: the tokenizer is none of WordPiece, byte-pair and Unigram, or marks parts of
@@ -84,12 +89,14 @@ def trim(tokenizer_json: str, texts: Iterable[str], *, min_count: int) -> Trimme
     added = {token["content"] for token in spec["added_tokens"]}
     unknown = unknown_id(tokenizer_json)
     rows = _rows(spec)
+    always = {*always, *_ends(spec.get("post_processor") or {})}
     wanted = {
         piece
         for piece, old in rows
         if counts[old] >= min_count
         or piece in added
         or old == unknown
+        or old in always
         or len(piece.removeprefix(prefix)) == 1
         or _BYTE.fullmatch(piece)
     }
@@ -179,6 +186,14 @@ def _rewrite(spec: dict[str, Any], kept: Sequence[tuple[str, int]]) -> str:
     _renumber(spec.get("post_processor") or {}, new_id)
     spec["padding"] = spec["truncation"] = None
     return json.dumps(spec, ensure_ascii=False, separators=(",", ":"))
+
+
+def _ends(processor: dict[str, Any]) -> set[int]:
+    """Ids that a post-processor puts around a text."""
+    inner = [_ends(one) for one in processor.get("processors", [])]
+    special = [set(one["ids"]) for one in processor.get("special_tokens", {}).values()]
+    ends = {processor[end][1] for end in ("cls", "sep") if end in processor}
+    return ends.union(*inner, *special)
 
 
 def _renumber(processor: dict[str, Any], new_id: dict[int, int]) -> None:

@@ -150,6 +150,8 @@ def _counts(
     multiple: int,
 ) -> list[int]:
     """How many units each layer keeps."""
+    if share == 1:
+        return list(original)
     if scope == "layer":
         wanted = [count * share for count in original]
     else:

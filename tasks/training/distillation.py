@@ -59,6 +59,7 @@ def distil(
         logits: what it answered.
         before: an earlier run of the stage, whose curve this one continues.
     """
+    torch.manual_seed(seed)  # of what the objective learns along
     ids = encode(tokenizer, asked_texts(TRAIN, TEACHER_LOGITS))
     known = read_class_indices(TRAIN)
     labels = np.concatenate([known, np.full(len(ids) - len(known), NO_LABEL)])

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import transformers
 import yaml
+from accelerate.utils import extract_model_from_parallel
 from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 from torch import nn
@@ -203,6 +204,8 @@ def train(
     if training.precision == "bf16" and not trains_in_bf16(training, hardware):
         say(f"{stage}: this processor has no bfloat16 products: training in fp32")
     start = to_the_end(trainer, training.patience, name=stage)
+    # out of autocast: what follows asks and exports the weights that are saved
+    extract_model_from_parallel(model, keep_fp32_wrapper=False)
     if learned:
         del model.objective
     return Trained(trainer.state.global_step, start, progress.curve)
@@ -333,6 +336,7 @@ def arguments(
         save_strategy="epoch",
         save_total_limit=1,
         load_best_model_at_end=training.patience > 0,
+        restore_callback_states_from_checkpoint=True,  # patience is counted on
         metric_for_best_model=best if training.patience else None,  # else it keeps that epoch
         dataloader_pin_memory=False,
         seed=seed,

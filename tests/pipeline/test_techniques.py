@@ -20,6 +20,7 @@ import yaml
 from onnx import numpy_helper
 
 from tasks.errors import GateRefused, UsageError
+from tasks.evaluation.quality import quality
 from tasks.hardware import PROFILES
 from tasks.modeling.architecture import layers_of
 from tasks.modeling.checkpoint import load_checkpoint
@@ -128,6 +129,16 @@ def test_rounds_with_recovery_between(stage: Stage, workspace: Path) -> None:
     assert [one | {"weights": 1.0} for one in single["kept"]] == single["rounds"][-1]["kept"]
 
 
+def test_what_was_trained_between_rounds_is_measured_in_fp32(stage: Stage) -> None:
+    """Sums of SparseGPT's Hessian do not bear bfloat16, nor does an export."""
+    cuts = ("prune.rounds=2", "prune.drop_layers=1")
+    _, metrics = stage("prune", *cuts, "prune.sparsity.method=sparsegpt",
+                       "prune.sparsity.target=0.5")  # fmt: skip
+    assert metrics["sparsity"]["share"] == pytest.approx(0.5, abs=2e-3)
+    _, metrics = stage("prune", *cuts, "prune.sparsity.method=none", "prune.budget.bytes=3000000")
+    assert metrics["budget"]["bytes"] <= 3_000_000
+
+
 def test_a_budget_is_met_or_refused(stage: Stage) -> None:
     _, metrics = stage("prune", "prune.budget.bytes=3500000")
     assert metrics["budget"]["bytes"] <= 3_500_000
@@ -195,6 +206,9 @@ def test_objectives(stage: Stage, tmp_path: Path, settings: tuple[str, ...]) -> 
     folder, metrics = stage("distill", *settings)
     assert np.isfinite(metrics["validation"]["nll"])
     exported_alike(folder, tmp_path)
+    split = read_split(folder.parents[1] / "prepared" / "validation.parquet")
+    saved = logits_of(load_checkpoint(folder), read_tokenizer(folder, 32), split.texts)
+    assert metrics["validation"] == pytest.approx(quality(saved, split.labels)), "of what is saved"
 
 
 def test_assistants_and_averaged_students(stage: Stage) -> None:

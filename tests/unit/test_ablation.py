@@ -130,6 +130,16 @@ def test_a_term_counts_where_its_stage_trains() -> None:
     assert not on(params("finetune.states=1.0", "finetune.enabled=false"))
     assert on(params("finetune.states=1.0", "finetune.enabled=false", "prune.rounds=2"))
     assert not on(params("distill.states=1.0", "distill.enabled=false"))
+    sparse = ("finetune.enabled=false", "prune.sparsity.method=magnitude", "finetune.alpha=0.0",
+              "distill.alpha=0.0")  # fmt: skip
+    assert on(params("finetune.states=1.0", *sparse)), "prune trains by finetune's objective"
+    assert BY_NAME["hard-labels"].on(params(*sparse, "finetune.alpha_end=1.0"))
+    assert BY_NAME["annealing"].on(params(*sparse, "finetune.alpha_end=1.0"))
+
+
+def test_a_writer_of_ones_own_is_switched_off_with_its_source() -> None:
+    own = ("teach.writer.enabled=true", "teach.writer.source=path")
+    assert not BY_NAME["writer"].on(params(*own, *off("writer")))
 
 
 def test_a_schedule_that_ends_at_zero_has_soft_labels() -> None:

@@ -39,6 +39,7 @@ def root(tmp_path: Path) -> Path:
         (["distill.assistants=[[0, 1, 14]]"], "found 14, expected indices under 12"),
         (["exits.layers=[1, 3]"], r"exits\.layers: found \[1, 3\], expected numbers under 3"),
         (["exits.layers=[2]", "prune.drop_layers=1"], "numbers under 2"),
+        (["prune.drop_layers=3"], r"prune\.drop_layers: found 3, expected a number under 3"),
         (["distill.enabled=false", "exits.layers=[12]"], "numbers under 12"),
     ],
 )

@@ -88,7 +88,7 @@ def test_every_key_is_needed_and_typed(key: str) -> None:
         ("evaluation.country", "XXX", "ISO 3166"),
         ("evaluation.batches", [8, 1], "starts with 1"),
         ("distill.layers", [0, 0], "distinct"),
-        ("gate.max_ece", float("nan"), "less than or equal to 1"),
+        ("gate.max_ece", float("nan"), "finite number"),
     ],
 )
 def test_ranges(key: str, value: Any, expected: str) -> None:
@@ -121,6 +121,11 @@ def test_sparsity_that_cannot_come_out_is_refused() -> None:
         ({"prune": {"sparsity": {"method": "lottery"}},
           "distill": {"early": 0.1, "enabled": False}},
          r"distill\.early: found 0\.1 of 0 epochs"),
+        ({"distill": {"early": 0.5, "training": {"patience": 1}}},
+         r"distill\.training\.patience: found 1 with distill\.early"),
+        ({"distill": {"early": 0.5, "training": {"epochs": 0}}},
+         r"distill\.early: found 0\.5 of 0 epochs"),
+        ({"distill": {"states": float("inf")}}, r"distill\.states: found inf"),
         ({"distill": {"assistants": [[0, 1]], "student": {"source": "fresh"}}},
          r"distill\.assistants: .* fresh"),
         ({"quantize": {"scheme": "half", "aware": {"mode": "always"}}},
@@ -192,6 +197,9 @@ def test_yaml_floats_without_a_dot_are_numbers() -> None:
     assert parse(changed("teacher.training.learning_rate", "2e-5")) == parse(
         changed("teacher.training.learning_rate", 2.0e-5)
     )
+    for key in ("distill.alpha_end", "exits.confidence"):
+        assert parse(changed(key, "5e-1")) == parse(changed(key, 0.5))
+    assert parse(changed("exits.confidence", "auto")).exits.confidence == "auto"
 
 
 def test_every_key_says_what_it_means() -> None:

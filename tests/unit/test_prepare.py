@@ -16,18 +16,20 @@ from tasks.params import overlay, parse, read_yaml
 from tasks.prepare import (
     check_labels,
     drop_leaks,
-    fold_of,
     main,
     read_foreign,
     read_table,
     sample,
-    split_off,
     unseen,
 )
+from tasks.problems.splits import fold_of, split_off
 from tasks.schema import Params
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAME = pd.DataFrame({"text": ["one, two", 'a "quoted"\nline', "ünï", "x"], "label": list("abab")})
+
+
+NONE = pd.DataFrame({"text": pd.Series(dtype=str), "label": pd.Series(dtype=str)})
 
 
 def frame(*pairs: tuple[str, str]) -> pd.DataFrame:
@@ -64,18 +66,18 @@ def test_an_index_with_repeats_loses_no_row(tmp_path: Path) -> None:
     whole = pd.concat([frame(("a", "x"), ("b", "y")), frame(("c", "x"), ("d", "y"))])
     whole.to_parquet(path)
     read = read_table(path, "data.train", "text", "label")
-    train, validation = split_off(read, 0.25, 0)
+    train, validation = split_off(read, NONE, 0.25, 0)
     assert sorted([*train["text"], *validation["text"]]) == ["a", "b", "c", "d"]
     assert len(validation) == 1
 
 
 def test_many_small_classes_give_their_share_of_validation() -> None:
     whole = frame(*((f"{label} {i}", f"{label:03}") for label in range(60) for i in range(5)))
-    train, validation = split_off(whole, 0.1, 3)
+    train, validation = split_off(whole, NONE, 0.1, 3)
     assert len(validation) == 30
     assert validation["label"].is_unique
     assert len(train) == 270
-    other = split_off(whole, 0.1, 4)[1]
+    other = split_off(whole, NONE, 0.1, 4)[1]
     assert set(other["label"]) != set(validation["label"]), "by lot"
 
 
@@ -153,6 +155,8 @@ def test_words_that_pandas_takes_for_gaps_are_words(tmp_path: Path) -> None:
             b'text\tlabel\n"hi there\tgreet\nok\tpart\n"bye\tpart\n',
             "quote is never closed",
         ),
+        ("t.tsv", b'text\tlabel\n"Hello\ta\nyo" said\tb\n', "quote is never closed"),
+        ("t.csv", b'text,label\n"unclosed,a\n"yo",b\n', "quote is never closed"),
         ("t.parquet", b"no parquet", "cannot be read as .parquet"),
     ],
 )
@@ -170,8 +174,23 @@ def test_json_lines_with_a_byte_order_mark(tmp_path: Path) -> None:
 
 
 def test_one_row_of_each_class_cannot_be_split() -> None:
-    with pytest.raises(DataError, match="one row of each class"):
-        split_off(frame(("a", "x"), ("b", "y")), 0.1, 0)
+    with pytest.raises(DataError, match="one text of each class"):
+        split_off(frame(("a", "x"), ("b", "y")), NONE, 0.1, 0)
+
+
+def test_a_text_goes_to_validation_with_all_its_copies() -> None:
+    common = [(f"Common {i}", "ab"[i % 2]) for i in range(30) for _ in range(20)]
+    rare = [(f"rare {i}", "ab"[i % 2]) for i in range(300)]
+    bye = [("bye", "leave"), ("Bye ", "leave"), ("BYE", "leave")]
+    torn = [("both", "a"), ("both", "b")]
+    whole, test = frame(*common, *rare, *bye, *torn), frame(("common 0", "a"))
+    for train, validation in (split_off(whole, test, 0.1, 0), fold_of(whole[:900], test, 5, 2, 0)):
+        clean, dropped = drop_leaks({"train": train, "validation": validation, "test": test})
+        assert dropped == {"train": 20, "validation": 0}, "what stands in test, and no other"
+        assert 20 < clean["validation"]["text"].nunique() < 80
+        assert not {"both", "bye"} & set(validation["text"].str.casefold())
+    with pytest.raises(DataError, match=r"data\.folds: found 5, and class 'leave' has 1 texts"):
+        fold_of(whole, test, 5, 0, 0)
 
 
 def test_labels_must_be_two_and_known_to_train() -> None:
@@ -205,7 +224,7 @@ ROWS = st.lists(st.sampled_from("abc"), min_size=6, max_size=60).filter(lambda r
 @given(ROWS, st.floats(0.05, 0.45), st.integers(0, 5))
 def test_split_off_parts_train_in_two(labels: list[str], fraction: float, seed: int) -> None:
     whole = frame(*((f"t{i}", label) for i, label in enumerate(labels)))
-    train, validation = split_off(whole, fraction, seed)
+    train, validation = split_off(whole, NONE, fraction, seed)
     assert sorted([*train["text"], *validation["text"]]) == sorted(whole["text"])
     assert len(validation)
     assert set(train["label"]) == set(whole["label"])
@@ -314,9 +333,9 @@ def test_folds_share_out_every_row_once_and_every_class_evenly(
     whole = frame(*rows)
     if min(sizes) < folds:
         with pytest.raises(DataError, match=r"data\.folds: found"):
-            fold_of(whole, folds, 0, seed)
+            fold_of(whole, NONE, folds, 0, seed)
         return
-    parts = [fold_of(whole, folds, which, seed) for which in range(folds)]
+    parts = [fold_of(whole, NONE, folds, which, seed) for which in range(folds)]
     held_out = [text for _, validation in parts for text in validation["text"]]
     assert sorted(held_out) == sorted(whole["text"]), "each row is validation once"
     for train, validation in parts:

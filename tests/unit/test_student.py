@@ -18,10 +18,10 @@ from tasks.errors import DataError, ParamsError
 from tasks.modeling.architecture import layers_of
 from tasks.modeling.averaging import average
 from tasks.modeling.checkpoint import clone, save_checkpoint
-from tasks.modeling.student import Beginning, begin
+from tasks.modeling.student import Beginning, _fresh, begin
 from tasks.modeling.surgery import keep_neurons
 from tasks.params import overlay, parse, read_yaml
-from tasks.schema import Distill
+from tasks.schema import Distill, Fresh
 from tasks.training.early import KeepEarly
 from tasks.training.schedule import rewound
 from tests.tiny_models import CLASSES, PIECES, tiny
@@ -95,6 +95,12 @@ def test_fresh_weights_have_the_sizes_of_params(checkpoint: Path) -> None:
     (layer,) = layers_of(start.model)
     assert layer.intermediate.dense.weight.shape == (20, 12)
     assert start.model.config.num_labels == CLASSES
+
+
+def test_fresh_heads_of_an_odd_size_are_refused_where_they_turn_by_pairs(tmp_path: Path) -> None:
+    tiny("llama").save_pretrained(tmp_path)
+    with pytest.raises(ParamsError, match=r"distill\.student\.fresh: found 200 channels for 8"):
+        _fresh(Fresh(layers=1, hidden=200, heads=8, ffn=64), tmp_path)
 
 
 def test_from_another_pretrained_model_the_head_is_new(checkpoint: Path, tmp_path: Path) -> None:

@@ -11,6 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tasks.errors import DataError, IntegrityError, ParamsError
@@ -237,6 +240,22 @@ def test_dropout_is_set_wherever_it_is(model: torch.nn.Module) -> None:
     torch.testing.assert_close(answer(loud), answer(model), atol=0, rtol=0)
 
 
+def test_a_classifier_of_other_classes_gets_a_new_head(
+    model: torch.nn.Module, tmp_path: Path
+) -> None:
+    model.save_pretrained(tmp_path)
+    loaded = load_pretrained(tmp_path, classes=7, dropout=0.1, seed=0)
+    assert answer(loaded.eval()).shape == (3, 7)
+    old = encoder_of(model).state_dict()
+    for name, tensor in encoder_of(loaded).state_dict().items():
+        torch.testing.assert_close(tensor, old[name], atol=0, rtol=0)
+    weights = load_file(tmp_path / "model.safetensors")
+    wide = next(name for name in weights if "word_embeddings" in name or "embed_tokens" in name)
+    save_file({**weights, wide: weights[wide][:, :8].clone()}, tmp_path / "model.safetensors")
+    with pytest.raises(DataError, match="of its size"):
+        load_pretrained(tmp_path, classes=7, dropout=0.1, seed=0)
+
+
 def test_a_pretrained_model_gets_a_new_head(model: torch.nn.Module, tmp_path: Path) -> None:
     encoder_of(model).save_pretrained(tmp_path)
     loaded = load_pretrained(tmp_path, classes=7, dropout=0.1, seed=0)
@@ -245,6 +264,14 @@ def test_a_pretrained_model_gets_a_new_head(model: torch.nn.Module, tmp_path: Pa
     for name, tensor in encoder_of(loaded).state_dict().items():
         torch.testing.assert_close(tensor, old[name], atol=0, rtol=0)
     config = json.loads((tmp_path / "config.json").read_text())
+    rows = len(next(loaded.get_input_embeddings().parameters()))
+    words = {"[UNK]": 0, "beyond": rows}
+    (tmp_path / "tokenizer.json").write_text(
+        Tokenizer(WordPiece(vocab=words, unk_token="[UNK]")).to_str()
+    )
+    with pytest.raises(DataError, match=f"has a piece with id {rows}"):
+        load_pretrained(tmp_path, classes=7, dropout=0.1, seed=0)
+    (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "config.json").write_text(json.dumps({**config, "pad_token_id": None}))
     with pytest.raises(DataError, match="has no pad_token_id"):
         load_pretrained(tmp_path, classes=7, dropout=0.1, seed=0)

@@ -74,6 +74,15 @@ def test_used_pieces_specials_and_characters_stay() -> None:
     assert not {"bank", "withdraw", "##al", "[unused0]", "[unused1]"} & kept
 
 
+def test_ends_and_padding_stay_though_no_list_of_specials_has_them() -> None:
+    plain = json.loads(spec())
+    plain["added_tokens"] = []
+    padding = plain["model"]["vocab"]["[PAD]"]
+    made = trim(json.dumps(plain), ["where is my card"], min_count=1, always=[padding])
+    assert padding in made.kept_ids
+    assert Tokenizer.from_str(made.tokenizer_json).encode("my").tokens == ["[CLS]", "my", "[SEP]"]
+
+
 def test_kept_ids_point_at_the_old_rows() -> None:
     old = json.loads(spec())["model"]["vocab"]
     new = json.loads(TRIMMED.tokenizer_json)["model"]["vocab"]

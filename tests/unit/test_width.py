@@ -16,6 +16,7 @@ from tasks.pruning.importance import LayerScores, ModelScores, importance
 from tasks.pruning.width import (
     CHANNEL_BLOCK,
     WidthPlan,
+    _counts,
     apply,
     plan_counts,
     plan_width,
@@ -217,3 +218,10 @@ def test_counts_on_the_way_to_a_goal() -> None:
     last = plan_counts(made, original, [(1, 4)], 2, 2)
     assert (last.layers[0].heads, last.layers[0].neurons) == ((0,), (12, 13, 14, 15))
     assert last.channels is None
+
+
+def test_all_is_kept_though_it_is_no_multiple() -> None:
+    scores = [torch.rand(400), torch.rand(200)]
+    for scope in ("layer", "global"):
+        assert _counts(scores, [400, 200], 1.0, scope, multiple=32) == [400, 200]
+    assert _counts(scores, [400, 200], 0.5, "layer", multiple=32) == [192, 96]
