@@ -95,7 +95,7 @@ from tasks.release.servable import Servable, artifact_sha256, file_bytes, file_h
 from tasks.release.stages import read_stage_files
 from tasks.runtimes.pytorch import PyTorchRuntime
 from tasks.schema import Evaluation, Params
-from tasks.stage import Metrics, read_metrics, run, say
+from tasks.stage import Metrics, finite, read_metrics, run, say
 from tasks.training.logit_cache import stored_texts
 
 CHECKPOINTS = {"distill": DISTILLED, "prune": PRUNED, "finetune": FINETUNED}
@@ -118,7 +118,7 @@ def main(params: Params) -> Metrics:
     for name, values in measured.items():
         say(f"validate: {name}: accuracy {values['accuracy']:.4f} on {len(test.texts)} test texts")
 
-    answers = {name: values.argmax(-1) for name, values in logits.items()}
+    answers = {name: answered(values) for name, values in logits.items()}
     right = {name: values == test.labels for name, values in answers.items()}
     resamples, seed = params.evaluation.bootstrap, params.seed
     drop = paired_bootstrap(right["teacher"], right["deploy"], resamples=resamples, seed=seed)
@@ -151,13 +151,12 @@ def main(params: Params) -> Metrics:
         speed = measure_speed(linear, linear_file, test.texts, params.evaluation, limit)
     rows = report_rows(measured, speed, linear, linear_bytes, test.texts, limit)
     answers_of = Answers(test.texts, test.labels, names, logits["teacher"], logits["deploy"])
-    result = summary(
+    retained = retained_interval(right["teacher"], right["deploy"], resamples=resamples, seed=seed)
+    found = summary(
         rows,
         gate=verdict.as_dict(),
         n=len(test.texts),
-        retained=retained_interval(
-            right["teacher"], right["deploy"], resamples=resamples, seed=seed
-        ),
+        retained=retained,
         onnx_fp32_p50=speed.latency.rows["teacher on ONNX Runtime"][1].p50,
         evidence={
             **from_answers(
@@ -177,6 +176,7 @@ def main(params: Params) -> Metrics:
             ),
         },
     )
+    result = finite(found)
     details = Details(
         drop=drop,
         flip_rate=flip_rate(answers["teacher"], answers["deploy"]),
@@ -197,6 +197,11 @@ def main(params: Params) -> Metrics:
     plot_pareto(result, REPORTS / "pareto.png")
     return {**measured, "candidate": candidate, "flip_rate": details.flip_rate,
             "drop": drop.point, "passed": verdict.passed, "evidence": lasting(result)}  # fmt: skip
+
+
+def answered(logits: np.ndarray) -> np.ndarray:
+    """The class of each row of ``[n, classes]``; -1, which is none, where one is no number."""
+    return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
 
 
 def gather(answers: Answers, params: Params) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def evidence() -> dict[str, Any]:
                 "score": "max softmax"},
         "slices": [
             {"slice": "length", "value": value, "n": n, "teacher": 0.9273 + t / 100,
-             "candidate": 0.9162 + c / 100, "gap": c, "teacher_gap": t, "low": -0.5, "high": 2.9}
+             "candidate": 0.9162 + c / 100, "gap": c, "teacher_gap": t, "low": -0.5, "high": 2.9,
+             "p_value": 0.4}
             for value, n, t, c in (("up to 8 words", 800, -1.1, -2.4), ("9 to 14 words", 1500, 0.9,
                                    1.2), ("more", 780, -0.6, 0.2))
         ],

@@ -30,10 +30,13 @@ def build(room: Path) -> None:
     rows = [json.loads(line) for line in (room / "train.jsonl").read_text("utf-8").splitlines()]
     head = LogisticRegression(C=10.0, max_iter=2000)
     head.fit(static.encode([row["text"] for row in rows]), [row["label"] for row in rows])
-    weights = np.zeros((len(json.loads((room / "servable/labels.json").read_text("utf-8"))),
-                        DIMENSIONS), np.float32)  # fmt: skip
-    bias = np.full(len(weights), -1e9, np.float32)
-    weights[head.classes_], bias[head.classes_] = head.coef_, head.intercept_
+    names = json.loads((room / "servable/labels.json").read_text("utf-8"))
+    coef, intercept = head.coef_, head.intercept_
+    if len(head.classes_) == 2:  # one row, for the second class
+        coef, intercept = np.vstack([-coef, coef]), np.concatenate([-intercept, intercept])
+    weights = np.zeros((len(names), coef.shape[1]), np.float32)
+    bias = np.full(len(names), -1e9, np.float32)
+    weights[head.classes_], bias[head.classes_] = coef, intercept
     np.savez(room / "artifact/head.npz", weights=weights, bias=bias)
     keep_beside(room, "labels.json")
 

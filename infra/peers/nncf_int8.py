@@ -17,7 +17,7 @@ def build(room: Path) -> None:
 
     encode = encoder(room / "servable")
     lines = (room / "train.jsonl").read_text("utf-8").splitlines()
-    texts = [json.loads(line)["text"] for line in lines][:SAMPLES]
+    texts = [json.loads(line)["text"] for line in lines[:: max(len(lines) // SAMPLES, 1)]][:SAMPLES]
 
     def feed(text: str) -> dict[str, np.ndarray]:
         ids, mask = encode(text)

@@ -7,7 +7,6 @@ beside its teacher, since a weakness that both share is not compression's.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics import roc_auc_score
 
+from tasks.evaluation.comparison import mcnemar
 from tasks.evaluation.perturbations import PERTURBATIONS, perturbed
 from tasks.evaluation.quality import log_softmax
 from tasks.evaluation.statistics import paired_bootstrap
@@ -23,6 +23,8 @@ from tasks.evaluation.swaps import Swaps
 Logits = Callable[[Sequence[str]], np.ndarray]
 SLICE_ROWS = 20
 """A slice of fewer texts says nothing."""
+NAMED = 20
+"""Of a column, the slices of too few texts that are named, the largest: it may hold one a text."""
 NEAR = 0.7
 """Cosine of TF-IDF from which on a test text is a near-duplicate of a training text."""
 NEIGHBOURS = 5
@@ -65,19 +67,21 @@ def robustness(
 
 def out_of_distribution(
     inside: Mapping[str, np.ndarray], outside: Mapping[str, np.ndarray], source: str
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """How well confidence tells texts of the data from texts from elsewhere: AUROC of max softmax.
 
     Hendrycks & Gimpel 2017, "A Baseline for Detecting Misclassified and Out-of-Distribution
     Examples".
 
     Args:
-        inside, outside: logits by model.
+        inside, outside: logits by model. None where one of them is no number.
     """
     found = {}
     for name, own in inside.items():
         scores = np.concatenate([confidence(own), confidence(outside[name])])
         truth = np.arange(len(scores)) < len(own)
+        if not np.isfinite(scores).all():
+            return None
         found[name] = float(roc_auc_score(truth, scores))
     rows = len(next(iter(outside.values())))
     return {"source": source, "n": rows, "auroc": found, "score": "max softmax"}
@@ -85,42 +89,41 @@ def out_of_distribution(
 
 def slices(
     groups: Mapping[str, Sequence[str]], teacher: np.ndarray, candidate: np.ndarray, *, seed: int
-) -> list[dict[str, Any]]:
-    """Accuracy of both in every value of every slice that has rows enough.
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Accuracy of both in every value of every slice that has rows enough, and the other values.
 
     ``gap`` is the candidate's accuracy there minus its accuracy over all, in points; the
-    interval is that of its drop against the teacher there.
+    interval is that of its drop against the teacher there. ``p_value`` is that of McNemar's exact
+    test times the number of slices (Bonferroni): among many, some differ by chance.
 
     Args:
         groups: by slice, the value of each text.
         teacher, candidate: ``[n]`` bool, who is right.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
+    few: list[dict[str, Any]] = []
     for name, values in groups.items():
-        column = np.asarray(values, dtype=str)
-        for value in sorted(set(column)):
+        column, rare = np.asarray(values, dtype=str), list[dict[str, Any]]()
+        for value, count in zip(*np.unique(column, return_counts=True), strict=True):
             mine = column == value
-            if mine.sum() < SLICE_ROWS:
+            if count < SLICE_ROWS:
+                rare.append({"slice": name, "value": str(value), "n": int(count)})
                 continue
             drop = paired_bootstrap(teacher[mine], candidate[mine], resamples=RESAMPLES, seed=seed)
             own, theirs = float(candidate[mine].mean()), float(teacher[mine].mean())
             rows.append({
-                "slice": name, "value": value, "n": int(mine.sum()), "teacher": theirs,
+                "slice": name, "value": str(value), "n": int(count), "teacher": theirs,
                 "candidate": own, "gap": 100 * (own - float(candidate.mean())),
                 "teacher_gap": 100 * (theirs - float(teacher.mean())),
                 "low": drop.low, "high": drop.high,
+                "p_value": mcnemar(teacher[mine], candidate[mine])["p_value"],
             })  # fmt: skip
-    return rows
-
-
-def too_few(groups: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
-    """The values that `slices` says nothing of: fewer than `SLICE_ROWS` texts have them."""
-    return [
-        {"slice": name, "value": value, "n": count}
-        for name, values in groups.items()
-        for value, count in sorted(Counter(map(str, values)).items())
-        if count < SLICE_ROWS
-    ]
+        rare.sort(key=lambda one: (-one["n"], one["value"]))
+        few += rare[:NAMED]
+        if rest := rare[NAMED:]:
+            texts = sum(one["n"] for one in rest)
+            few.append({"slice": name, "value": f"{len(rest)} more values", "n": texts})
+    return [{**row, "p_value": min(row["p_value"] * len(rows), 1.0)} for row in rows], few
 
 
 def length_terciles(texts: Sequence[str]) -> list[str]:
@@ -138,7 +141,7 @@ def counterfactuals(
     Of a group of prefixes every text gets the two of one pair, each pair in turn.
     """
     rows = []
-    pairs = {a: b for one, other in swaps.pairs for a, b in ((one, other), (other, one))}
+    pairs = {a.casefold(): b for pair in swaps.pairs for a, b in (pair, pair[::-1])}
     changed = [(t, s) for t in texts if (s := swapped(t, pairs)) != t]
     if changed:
         rows.append(_flip_rates("words swapped where they occur", changed, teacher, candidate))
@@ -150,11 +153,15 @@ def counterfactuals(
 
 
 def swapped(text: str, pairs: Mapping[str, str]) -> str:
-    """A text with every word that stands in a pair replaced by the other one, capitals kept."""
+    """A text with every word that stands in a pair replaced by the other one, capitals kept.
+
+    Args:
+        pairs: by word, case-folded, the one that takes its place.
+    """
 
     def other(found: re.Match[str]) -> str:
         word = found[0]
-        put = pairs.get(word.lower(), word)
+        put = pairs.get(word.casefold(), word)
         return put[:1].upper() + put[1:] if word[:1].isupper() else put
 
     return re.sub(r"\w+", other, text)
@@ -180,7 +187,7 @@ def memorisation(
     """Whether test texts that nearly stand in train are answered with more confidence than
     their neighbours: the `NEIGHBOURS` most alike among those test texts that do not.
 
-    None where there are too few of either kind.
+    None where there are too few of either kind, or a logit is no number.
 
     Args:
         logits: the candidate's, ``[texts, classes]``.
@@ -192,9 +199,9 @@ def memorisation(
     vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 3)).fit(train)
     known, asked = vectors.transform(train), vectors.transform(texts)
     near = np.array([(known @ row.T).max() >= NEAR for row in asked])
-    if min(near.sum(), (~near).sum()) < SLICE_ROWS:
-        return None
     sure = confidence(logits)
+    if min(near.sum(), (~near).sum()) < SLICE_ROWS or not np.isfinite(sure).all():
+        return None
     alike = (asked[near] @ asked[~near].T).toarray()
     neighbours = np.argsort(-alike, axis=1, kind="stable")[:, :NEIGHBOURS]
     beside = sure[~near][neighbours].mean(axis=1)
@@ -250,7 +257,7 @@ def long_texts(
     return {
         "source": "data.long_texts" if posts else "test texts, as many as it takes",
         "n": len(texts),
-        "truncated_share": float(np.mean([pieces(one) >= max_length for one in
+        "truncated_share": float(np.mean([pieces(one) > max_length for one in
                                           kinds["asked before it"]])),
         "teacher": rows[0]["teacher"], "candidate": rows[0]["candidate"], "rows": rows,
     }  # fmt: skip

@@ -37,14 +37,16 @@ def flips(teacher: np.ndarray, candidate: np.ndarray, labels: np.ndarray) -> dic
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> list[dict[str, Any]]:
-    """Mean confidence and accuracy of the texts in each bin of confidence; empty bins are left out.
+    """Mean confidence and accuracy of the texts in each bin of confidence; empty bins are left out,
+    and texts with a logit that is no number.
 
     Args:
         logits: ``[n, classes]``.
         labels: ``[n]``.
     """
-    confidence = np.exp(log_softmax(logits)).max(-1)
-    right = logits.argmax(-1) == labels
+    known = np.isfinite(logits).all(-1)
+    confidence = np.exp(log_softmax(logits[known])).max(-1)
+    right = logits[known].argmax(-1) == labels[known]
     place = np.minimum((confidence * bins).astype(int), bins - 1)
     return [
         {

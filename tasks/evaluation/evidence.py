@@ -134,6 +134,7 @@ def from_behaviour(
     long = [post for post in some if len(pieces(post)) + 2 >= max_length][:LONG_TEXTS]
     few = evenly(len(texts), LONG_TEXTS)
     groups = {"length": behaviour.length_terciles(answers.texts), **columns}
+    slices, small_slices = behaviour.slices(groups, *answers.right, seed=seed)
     return {
         "robustness": behaviour.robustness(
             teacher, candidate, texts, labels, (theirs.argmax(-1), own.argmax(-1)), seed=seed
@@ -142,8 +143,8 @@ def from_behaviour(
             {"teacher": answers.teacher, "candidate": answers.candidate},
             {"teacher": teacher(foreign), "candidate": candidate(foreign)}, "data.elsewhere",
         ),
-        "slices": behaviour.slices(groups, *answers.right, seed=seed),
-        "small_slices": behaviour.too_few(groups),
+        "slices": slices,
+        "small_slices": small_slices,
         "counterfactual": behaviour.counterfactuals(teacher, candidate, texts, swaps),
         "memorisation": behaviour.memorisation(train, texts, own, seed=seed),
         "long_texts": behaviour.long_texts(
@@ -164,16 +165,22 @@ def declared_slices(path: Path, names: Sequence[str]) -> dict[str, list[str]]:
 
 def texts_of_lengths(tokenizer: Tokenizer, texts: Sequence[str], lengths: Sequence[int],
                      count: int) -> dict[int, list[str]]:  # fmt: skip
-    """Texts of about so many pieces, made of test texts one after the other and cut by words."""
-    words = " ".join(texts[: 64 * max(lengths)]).split()
+    """Texts of about so many pieces, special ones included: cut out of test's, strung together.
+
+    They are cut between pieces, since not every script has blanks between its words.
+    """
+    whole = Tokenizer.from_str(tokenizer.to_str())
+    whole.no_truncation()
+    special = whole.num_special_tokens_to_add(is_pair=False)
+    strung = " ".join(texts[: 64 * max(lengths)])
     made: dict[int, list[str]] = {}
+    if not (spans := whole.encode(strung, add_special_tokens=False).offsets):
+        return made
+    while len(spans) < max(lengths):
+        strung += f" {strung}"
+        spans = whole.encode(strung, add_special_tokens=False).offsets
     for length in lengths:
-        rows = []
-        for index in range(count):
-            start = (index * 17) % max(len(words) - length, 1)
-            part = words[start : start + length]
-            while len(part) > 1 and len(tokenizer.encode(" ".join(part)).ids) > length:
-                part.pop()
-            rows.append(" ".join(part))
-        made[length] = rows
+        own = max(length - special, 1)
+        starts = [(index * 17) % (len(spans) - own + 1) for index in range(count)]
+        made[length] = [strung[spans[at][0] : spans[at + own - 1][1]] for at in starts]
     return made

@@ -51,13 +51,16 @@ def _calibration(found: Evidence) -> str:
         [f"{low:.1f}", *(_bin(rows.get(low)) for rows in (bins["teacher"], bins["deploy"]))]
         for low in lows
     ]
-    return (
-        f"One temperature, {found['temperature']:.3f}, was fitted on validation and folded into "
-        f"the logits. On test the calibration error is {number(found['ece_before'], 3)} without "
-        f"it and {found['ece_after']:.3f} with it.\n\n"
-        + table(
-            ["confidence from", "teacher: right % (texts)", "candidate: right % (texts)"], cells
-        )
+    after = number(found["ece_after"], 3)
+    said = (
+        f"No temperature was folded into the logits. On test the calibration error is {after}."
+        if found["temperature"] == 1
+        else f"One temperature, {found['temperature']:.3f}, was fitted on validation and folded "
+        "into the logits. On test the calibration error is "
+        f"{number(found['ece_before'], 3)} without it and {after} with it."
+    )
+    return f"{said}\n\n" + table(
+        ["confidence from", "teacher: right % (texts)", "candidate: right % (texts)"], cells
     )
 
 
@@ -114,8 +117,8 @@ def _memorisation(found: Evidence) -> str:
 
 def _long(found: Evidence) -> str:
     cells = [[r["name"], _percent(r["teacher"]), _percent(r["candidate"]),
-              _percent(r["agreement"]), f"{r['teacher_confidence']:.3f}",
-              f"{r['candidate_confidence']:.3f}"] for r in found["rows"]]  # fmt: skip
+              _percent(r["agreement"]), number(r["teacher_confidence"], 3),
+              number(r["candidate_confidence"], 3)] for r in found["rows"]]  # fmt: skip
     return (
         f"{found['n']} long texts ({found['source']}); {_percent(found['truncated_share'])} % are "
         "cut off. What stands after the cut is not read, and nobody should be sure of it.\n\n"
@@ -124,8 +127,8 @@ def _long(found: Evidence) -> str:
 
 
 def _scripts(rows: Sequence[Evidence]) -> str:
-    cells = [[r["script"], str(r["n"]), _percent(r["unknown_share"]), f"{r['mean_confidence']:.3f}"]
-             for r in rows]  # fmt: skip
+    cells = [[r["script"], str(r["n"]), _percent(r["unknown_share"]),
+              number(r["mean_confidence"], 3)] for r in rows]  # fmt: skip
     return table(["script", "sentences", "unknown pieces %", "mean confidence"], cells)
 
 
@@ -177,14 +180,16 @@ def _energy(found: Evidence) -> str:
     earned = "" if after is None else f" It is earned back after {after:,.0f} answers."
     total = number(found["pipeline_kwh"], 3, 1000)
     return (table(["stage", "Wh", "seconds", "method"], cells)
-            + f"\n\nThe pipeline took {total} Wh.{earned} Method: {found['method']}.")  # fmt: skip
+            + f"\n\nFrom fetch to quantize, the pipeline took {total} Wh; what validate takes to "
+            f"measure is not in it.{earned} Method: {found['method']}.")  # fmt: skip
 
 
 def _quantisation(found: Evidence) -> str:
     lines = [
-        f"`{found['precision']}` against its own fp32 form on validation: KL {found['kl']:.5f} "
-        f"nats, {_percent(found['flip_rate'])} % of the answers flipped, {found['drop']:.2f} "
-        f"points lost (budget {found['loss_budget']:g}). Done about it: {found['action']}."
+        f"`{found['precision']}` against its own fp32 form on validation: KL "
+        f"{number(found['kl'], 5)} nats, {_percent(found['flip_rate'])} % of the answers flipped, "
+        f"{found['drop']:.2f} points lost (budget {found['loss_budget']:g}). Done about it: "
+        f"{found['action']}."
     ]
     if len(found.get("runtimes", [])) > 1:
         cells = [[r["runtime"], r["scheme"], _percent(r["accuracy"]), f"{r['drop']:.2f}",
@@ -200,8 +205,8 @@ def _quantisation(found: Evidence) -> str:
         lines.append("No layer's output is off by over a tenth.")
     if found["sensitivity"]:
         rows = found["sensitivity"][:WORST]
-        cells = [[r["layer"], f"{r['kl']:.5f}", f"{r['bytes']:,}"] for r in rows]
-        lines.append(table(["layer, alone in int8", "KL", "bytes more in fp32"], cells))
+        cells = [[r["layer"], number(r["kl"], 5), f"{r['bytes']:,}"] for r in rows]
+        lines.append(table(["layer, alone in that form", "KL", "bytes more in fp32"], cells))
     return "\n\n".join(lines)
 
 

@@ -140,7 +140,10 @@ def _per_class(svc: LinearSVC, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """What to divide logits by for the least NLL (Guo et al. 2017, temperature scaling)."""
+    """What to divide logits by for the least NLL (Guo et al. 2017, temperature scaling).
+
+    1 where all texts are answered rightly: there is no least.
+    """
     rows = np.arange(len(labels))
 
     def loss(log_temperature: float) -> float:
@@ -149,4 +152,6 @@ def _temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         total = top + np.log(np.exp(scaled - top[:, None]).sum(axis=1))
         return float((total - scaled[rows, labels]).mean())
 
+    if (logits.argmax(axis=1) == labels).all():
+        return 1.0
     return float(np.exp(minimize_scalar(loss, bounds=(-5.0, 5.0), method="bounded").x))

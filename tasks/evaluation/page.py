@@ -43,7 +43,7 @@ CHECKS = {
     "drop": "accuracy lost, points",
     "drop_upper95": "accuracy lost, upper 95 % bound, points",
     "macro_f1_drop": "macro-F1 lost, points",
-    "class_drop": "recall lost by the worst class, points",
+    "class_drop": "recall surely lost by the worst class (shrunken, lower bound), points",
     "ece": "expected calibration error",
     "bytes": "bytes of all servable files",
     "parity": "same answer as before quantisation, share",

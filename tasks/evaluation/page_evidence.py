@@ -176,10 +176,10 @@ def quantisation(found: Record | None) -> Section | None:
 
 
 def _sensitivity(found: Record) -> str:
-    ranked = sorted(found.get("sensitivity") or [], key=lambda s: -s["kl"])[:SHOWN]
-    if not ranked:
+    ranked = [s for s in found.get("sensitivity") or [] if known(s["kl"])]  # the dearest first
+    rows = [Bar(f"{s['layer']} ({size(s.get('bytes'))})", (s["kl"],)) for s in ranked[:SHOWN]]
+    if not rows:
         return ""
-    rows = [Bar(f"{s['layer']} ({size(s.get('bytes'))})", (s["kl"],)) for s in ranked]
     drawing = bars(rows, title="KL of quantising one layer alone, nats: " + _said(rows),
                    kinds=["stage"], text=_two_digits)  # fmt: skip
     return figure("KL of quantising this layer alone, nats", drawing)
@@ -363,7 +363,7 @@ def energy_section(found: Record | None) -> Section | None:
     body = ""
     if known(found.get("pipeline_kwh")):
         saved, after = found.get("saved_kwh_per_1k"), found.get("pays_back_after_predictions")
-        lines = [f"The pipeline used {energy(found['pipeline_kwh'])} ({found.get('method')})."]
+        lines = [f"Fetch to quantize used {energy(found['pipeline_kwh'])} ({found.get('method')})."]
         if known(saved) and known(after):
             lines.append(f"It saves {energy(saved)} per 1,000 predictions, and has paid itself "
                          f"back after {count(after)} predictions.")  # fmt: skip

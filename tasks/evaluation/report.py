@@ -192,7 +192,7 @@ def _classes(details: Details) -> str:
     judged = details.classes.classes
     if not judged:
         return "No class has rows enough to be judged; the gate took the overall drop instead."
-    worst = sorted(judged, key=lambda drop: -drop.lower)[:WORST_CLASSES]
+    worst = sorted(judged, key=lambda drop: (-drop.point, -drop.lower))[:WORST_CLASSES]
     rows = [
         [
             details.labels[drop.label],

@@ -67,7 +67,9 @@ def paired_bootstrap(
     """Drop in points with its percentile interval; both arguments ``[n]`` bool, paired.
 
     Percentile bootstrap over rows (Efron & Tibshirani 1993, ch. 13). A row contributes only
-    -1, 0 or 1, so a resample of rows is one multinomial draw of three counts, exactly.
+    -1, 0 or 1, so a resample of rows is one multinomial draw of three counts, exactly. What was
+    never seen is never drawn: where no row was lost, the upper end allows for `unseen`, and where
+    none was won, the lower end.
 
     Raises:
         ValueError: the arguments are empty or differ in length.
@@ -78,7 +80,20 @@ def paired_bootstrap(
     counts = np.random.default_rng(seed).multinomial(
         n, np.array([lost, won, n - lost - won]) / n, size=resamples
     )
-    return _percentiles(100.0 * (lost - won) / n, 100.0 * (counts[:, 0] - counts[:, 1]) / n)
+    found = _percentiles(100.0 * (lost - won) / n, 100.0 * (counts[:, 0] - counts[:, 1]) / n)
+    return Interval(
+        found.point,
+        found.low if won else min(found.low, found.point - 100.0 * unseen(n)),
+        found.high if lost else max(found.high, found.point + 100.0 * unseen(n)),
+    )
+
+
+def unseen(n: int) -> float:
+    """The largest share of rows of a kind that ``n`` rows may well have none of.
+
+    Upper end of the exact two-sided 95 % interval (Clopper & Pearson 1934) for zero of ``n``.
+    """
+    return float(1.0 - (0.5 * (1.0 - CONFIDENCE)) ** (1.0 / n))
 
 
 def retained_interval(
@@ -86,8 +101,8 @@ def retained_interval(
 ) -> Interval:
     """Candidate's accuracy as a share of the teacher's, with its percentile interval.
 
-    Exact multinomial draws of the four cells, as in `paired_bootstrap`. NaN where the teacher
-    is never right.
+    Exact multinomial draws of the four cells, as in `paired_bootstrap`, and as there the ends
+    allow for what was not seen. NaN where the teacher is never right.
     """
     teacher, candidate = _paired(teacher_correct, candidate_correct)
     n = len(teacher)
@@ -104,7 +119,13 @@ def retained_interval(
     both, lost, won, _ = np.random.default_rng(seed).multinomial(n, cells / n, size=resamples).T
     right = both + lost
     ratios = (both + won)[right > 0] / right[right > 0]
-    return _percentiles(candidate.sum() / teacher.sum(), ratios)
+    found = _percentiles(candidate.sum() / teacher.sum(), ratios)
+    reach = unseen(n) / teacher.mean()
+    return Interval(
+        found.point,
+        found.low if cells[1] else max(min(found.low, found.point - reach), 0.0),
+        found.high if cells[2] else max(found.high, found.point + reach),
+    )
 
 
 def flip_rate(teacher_predictions: np.ndarray, candidate_predictions: np.ndarray) -> float:

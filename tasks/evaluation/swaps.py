@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tasks.errors import DataError
 
@@ -25,6 +26,19 @@ class Swaps(BaseModel):
     """By group: put before every text, one of a pair and then the other."""
     scripts: dict[str, Annotated[list[str], Field(min_length=1)]] = {}
     """By name: sentences in a script that the model was not made for."""
+
+    @field_validator("pairs")
+    @classmethod
+    def _words(cls, pairs: list[Pair]) -> list[Pair]:
+        """Single words, each in one pair: what else would be looked for and never found."""
+        seen: set[str] = set()
+        for word in (word for pair in pairs for word in pair):
+            if not re.fullmatch(r"\w+", word):
+                raise ValueError(f"{word!r} is not one word")
+            if word.casefold() in seen:
+                raise ValueError(f"{word!r} stands there twice")
+            seen.add(word.casefold())
+        return pairs
 
 
 def read_swaps(path: Path) -> Swaps:

@@ -12,8 +12,13 @@ DASH = "–"
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, the first column to the left and figures to the right."""
     rule = ["---", *["---:"] * (len(head) - 1)]
-    cells = [[" ".join(cell.replace("|", "\\|").splitlines()) for cell in line] for line in rows]
+    cells = [[plain(cell) for cell in line] for line in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *cells])
+
+
+def plain(text: str) -> str:
+    """Text from data as it is: no column, line or element of its own."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").splitlines())
 
 
 def number(value: float | None, digits: int, scale: float = 1) -> str:

@@ -72,6 +72,12 @@ def _fingerprints(module: nn.Module) -> Iterator[tuple[str, str]]:
     for name, parameter in module.named_parameters():
         if parameter.ndim == 2:
             yield _fingerprint(parameter.detach().numpy()), name.removesuffix(".weight")
+    for name, part in module.named_modules():
+        # the export adds the one segment to every position
+        if hasattr(part, "token_type_embeddings") and hasattr(part, "position_embeddings"):
+            segment = part.token_type_embeddings.weight[0]
+            table = (part.position_embeddings.weight + segment).detach().numpy()
+            yield _fingerprint(table), f"{name}.position_embeddings"
 
 
 def _fingerprint(array: np.ndarray) -> str:

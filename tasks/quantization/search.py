@@ -84,7 +84,8 @@ class Forms:
             self.write(target, keep_float)
             return divergence(exact, self.logits(target, ids))
 
-        return sensitivity(self.exam.nodes, kl_of, bits=self.config.bits)
+        bits = 16 if self.config.scheme in ("half", "bf16") else self.config.bits
+        return sensitivity(self.exam.nodes, kl_of, bits=bits)
 
     def diverges(self, target: Path) -> dict[str, Any] | None:
         """The first layer whose output is far off, on `DIVERGENCE_TEXTS` texts."""

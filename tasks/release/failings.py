@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Record = Mapping[str, Any]
+LEVEL = 0.05
+TEST = "McNemar's exact test, 5 % over all slices"
 
 
 def failings(evidence: Record) -> str:
@@ -59,12 +61,12 @@ def _slices(slices: Sequence[Record]) -> str:
     """All slices, and in words those whose loss is more than chance."""
     if not slices:
         return ""
-    failing = [s for s in slices if s.get("low") is not None and s["low"] > 0]
+    failing = [s for s in slices if s["p_value"] < LEVEL and s["candidate"] < s["teacher"]]
     names = ", ".join(_cell(f"{s['slice']} {s['value']}") for s in failing)
     said = (
-        f"Slices that lose against the teacher beyond chance (95 %): **{names}**."
+        f"Slices that lose against the teacher beyond chance ({TEST}): **{names}**."
         if failing
-        else "No slice loses against the teacher beyond what chance explains (95 %)."
+        else f"No slice loses against the teacher beyond what chance explains ({TEST})."
     )
     rows = [[_cell(f"{s['slice']}: {s['value']}"), f"{s['n']:,}", _share(s["teacher"]),
              _share(s["candidate"]), _points(s["gap"]), _points(s["teacher_gap"])]
@@ -89,8 +91,8 @@ def _altered(robustness: Sequence[Record]) -> str:
 
 
 def _swapped(swaps: Sequence[Record]) -> str:
-    lines = [f"- Swapped {_cell(s['name'])}: {_share(s['candidate_flip_rate'])} % of {s['n']:,} "
-             f"answers change (the teacher's: {_share(s['teacher_flip_rate'])} %)."
+    lines = [f"- Counterfactual, {_cell(s['name'])}: {_share(s['candidate_flip_rate'])} % of "
+             f"{s['n']:,} answers change (the teacher's: {_share(s['teacher_flip_rate'])} %)."
              for s in swaps]  # fmt: skip
     return "\n".join(lines)
 

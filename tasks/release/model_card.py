@@ -32,6 +32,8 @@ STEPS = {
     "quantize": "Exported and quantised to the form that is served",
 }
 SWITCH = "enabled"
+SOURCES = {"package", "path", "hub", "fresh", "run"}
+"""Keys that are read where ``source`` names them."""
 
 
 def render(
@@ -108,7 +110,7 @@ def _use(evidence: Mapping[str, Any]) -> str:
     groups = (
         "What it does to groups of texts stands under *Where it fails*; of other groups nothing "
         "is known."
-        if evidence.get("slices")
+        if evidence.get("slices") or evidence.get("small_slices")
         else "No claim is made about groups of people: the data does not name them."
     )
     return (
@@ -143,7 +145,8 @@ def _gate(gate: Mapping[str, Any]) -> str:
         "## The gate\n\n"
         + _table(["check", "found", "limit", "passed"], rows)
         + "\n\nDrops are in points of 100 against the teacher. The smallest drop that this test "
-        f"split shows with a power of 80 %: {smallest} points."
+        f"split shows with a power of 80 %: {smallest} points. `class_drop` is what the worst "
+        "class surely lost: the lower bound of its drop, shrunken towards the overall one."
     )
 
 
@@ -176,13 +179,21 @@ def _steps(params: Mapping[str, Any], lineage: Mapping[str, Mapping[str, Any]]) 
         if not knobs.get(SWITCH, True):
             parts.append(f"### {stage}\n\nSwitched off: the model before it passed through.")
             continue
-        flat = ", ".join(f"{k} {v}" for k, v in _flat(knobs) if k != SWITCH)
+        flat = ", ".join(f"{k} {v}" for k, v in _flat(chosen(knobs))
+                         if k != SWITCH and v not in PLACEHOLDERS)  # fmt: skip
         lines = [f"### {stage}", "", f"{meaning}.", "", f"- Parameters: {flat}"]
         lines += [f"- {line}" for line in _figures(lineage.get(stage, {}))]
         if stage == "quantize":
             lines += _served(lineage.get(stage, {}).get("quantisation", {}))
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def chosen(knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """The same without what other sources of a model or of texts would have been asked for."""
+    others = SOURCES - {knobs.get("source")} if "source" in knobs else set[str]()
+    return {key: chosen(value) if isinstance(value, Mapping) else value
+            for key, value in knobs.items() if key not in others}  # fmt: skip
 
 
 def _served(found: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tasks.evaluation import linear
 from tasks.evaluation.quality import quality
 from tasks.modeling.checkpoint import clone
 from tasks.quantization.confidence import fit_temperature, fold_temperature
@@ -46,6 +47,16 @@ def test_two_classes_by_hand() -> None:
     """Logits (1, 0), right three times in four: the odds must be 3, so the scale is ln 3."""
     logits, labels = np.array([[1.0, 0.0]] * 4), np.array([0, 0, 0, 1])
     assert fit_temperature(logits, labels) == pytest.approx(1 / np.log(3), rel=1e-4)
+
+
+@pytest.mark.parametrize("fit", [fit_temperature, linear._temperature])
+@pytest.mark.parametrize("right", [True, False])
+def test_texts_that_are_all_right_or_all_wrong_say_nothing_of_others(fit, right: bool) -> None:
+    logits = np.array([[2.0, 0.0], [0.0, 1.0], [3.0, 0.5]])
+    labels = logits.argmax(1) if right else logits.argmin(1)
+    assert fit(logits, labels) == (
+        1.0 if right or fit is fit_temperature else pytest.approx(np.exp(5), rel=0.01)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

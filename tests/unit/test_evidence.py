@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from tasks.errors import DataError
 from tasks.evaluation import behaviour, comparison, perturbations
 from tasks.evaluation.energy import Energy
+from tasks.evaluation.evidence import texts_of_lengths
 from tasks.evaluation.evidence_markdown import SECTIONS, sections
 from tasks.evaluation.latency import engine_ratio, grid
 from tasks.evaluation.payback import payback, stage_energy
@@ -124,19 +126,52 @@ def test_slices_by_hand() -> None:
     right = np.arange(80) % 4 != 0
     worse = right & (np.arange(80) < 60)
     groups = {"half": ["a"] * 40 + ["b"] * 40, "few": ["x"] * 79 + ["y"]}
-    rows = behaviour.slices(groups, right, worse, seed=0)
+    rows, few = behaviour.slices(groups, right, worse, seed=0)
     assert [(row["slice"], row["value"]) for row in rows] == [
         ("half", "a"), ("half", "b"), ("few", "x")]  # fmt: skip
     assert rows[0]["gap"] == pytest.approx(100 * (0.75 - worse.mean()))
     assert rows[1]["teacher_gap"] == pytest.approx(0.0)
     assert rows[1]["low"] > 0
-    assert behaviour.too_few(groups) == [{"slice": "few", "value": "y", "n": 1}]
+    assert rows[1]["p_value"] == pytest.approx(3 * 2 / 2**15), "of 15 lost and none won, times 3"
+    assert rows[0]["p_value"] == 1.0
+    assert few == [{"slice": "few", "value": "y", "n": 1}]
     assert behaviour.length_terciles(["a", "a b", "a b c"]) == ["short", "medium", "long"]
+
+
+def test_of_a_column_with_a_value_for_each_text_the_first_are_named() -> None:
+    right = np.ones(100, bool)
+    rows, few = behaviour.slices({"id": [f"{i:02}" for i in range(99)] + ["00"]}, right, right,
+                                 seed=0)  # fmt: skip
+    assert rows == []
+    assert few[0] == {"slice": "id", "value": "00", "n": 2}
+    assert few[-1] == {"slice": "id", "value": "79 more values", "n": 79}
+    assert len(few) == behaviour.NAMED + 1
+
+
+def test_logits_that_are_no_numbers_tell_nothing_apart() -> None:
+    inside, outside = np.array([[3.0, 0], [np.nan, 0]]), np.array([[2.0, 0]])
+    assert behaviour.out_of_distribution({"deploy": inside}, {"deploy": outside}, "x") is None
+
+
+def test_texts_of_a_length_have_it_in_any_script() -> None:
+    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "[CLS]": 1, "[SEP]": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    tokenizer.enable_truncation(16)
+    for texts in (["我的卡在哪里"], ["where is my card", "lost"]):
+        made = texts_of_lengths(tokenizer, texts, [8, 16], 3)
+        tokenizer.no_truncation()
+        assert [len(tokenizer.encode(t).ids) for t in made[8]] == [8] * 3
+        assert [len(tokenizer.encode(t).ids) for t in made[16]] == [16] * 3
+    assert texts_of_lengths(tokenizer, [" "], [8], 3) == {}
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("pairs: [[mother in law, she]]", "is not one word"),
+        ("pairs: [[he, she], [He, they]]", "stands there twice"),
         ("pairs: [he, she", "expected ',' or ']'"),
         ("pairs: [[he, she, it]]", "pairs.0"),
         ("prefixes: {names: []}", "prefixes.names"),
@@ -190,7 +225,7 @@ def test_long_texts_are_asked_about_first_last_and_not_at_all() -> None:
     )  # fmt: skip
     assert own["source"].startswith("test texts")
     assert [row["name"] for row in own["rows"]] == ["asked before it"]
-    assert own["truncated_share"] == 1.0
+    assert own["truncated_share"] == 0.0, "four of four are read"
 
 
 def test_swaps() -> None:
@@ -207,6 +242,9 @@ def test_swaps() -> None:
 
     swaps = Swaps(pairs=[("he", "she")], prefixes={"names": [("James", "Mary")]})
     found = behaviour.counterfactuals(deaf, hears_names, ["is he there", "my card"], swaps)
+    capital = Swaps(pairs=[("He", "She")])
+    (row,) = behaviour.counterfactuals(deaf, deaf, ["is he there"], capital)
+    assert row["n"] == 1, "a list in capitals is found in small letters"
     assert [row["n"] for row in found] == [1, 2]
     assert [row["candidate_flip_rate"] for row in found] == [0.0, 1.0]
 

@@ -246,7 +246,7 @@ def test_the_card_says_where_the_model_fails():
         "why_verify_identity answered as verify_my_identity (6 times, the teacher 1)",
         "| typos | 87.63 | 82.22 | +5.10 | +9.40 |",
         "| length: up to 8 words | 800 | 91.63 | 89.22 | -2.40 | -1.10 |",
-        "Swapped names: 1.40 % of 212 answers change (the teacher's: 0.90 %)",
+        "Counterfactual, names: 1.40 % of 212 answers change (the teacher's: 0.90 %)",
         "max softmax tells them apart with an AUROC of 0.923",
         "near-duplicates of training texts get +0.039 confidence",
         "83.00 % are cut off; accuracy 65.50 %",
@@ -258,10 +258,11 @@ def test_the_card_says_where_the_model_fails():
 
 def test_a_slice_fails_when_it_loses_more_than_chance():
     row = {"slice": "source", "value": "app", "n": 90, "teacher": 0.9, "candidate": 0.8,
-           "gap": -9.0, "teacher_gap": -1.0, "low": 0.5, "high": 12.0}  # fmt: skip
-    assert "beyond chance (95 %): **source app**" in card_with(slices=[row])
-    assert "No slice loses" in card_with(slices=[{**row, "low": -0.5}])
+           "gap": -9.0, "teacher_gap": -1.0, "low": 0.5, "high": 12.0, "p_value": 0.04}  # fmt: skip
+    assert "5 % over all slices): **source app**" in card_with(slices=[row])
+    assert "No slice loses" in card_with(slices=[{**row, "p_value": 0.06}])
     assert "of other groups nothing is known" in card_with(slices=[row])
+    assert "of other groups nothing is known" in card_with(small_slices=[row])
 
 
 def test_labels_cannot_break_the_tables_of_the_card():

@@ -4,8 +4,10 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 
+from tasks.evaluation import comparison
 from tasks.evaluation.charts import (
     Bar,
     Point,
@@ -17,9 +19,11 @@ from tasks.evaluation.charts import (
     reliability,
     scatter,
 )
+from tasks.evaluation.evidence_markdown import sections
 from tasks.evaluation.figures import energy, percent, signed, significant, size, times
 from tasks.evaluation.page import render_page
 from tasks.evaluation.page_style import STYLE
+from tasks.validate import answered
 from tests.report_example import BREAKOUT, rich_summary
 
 VOID = {"meta", "link", "br", "img", "wbr"}
@@ -280,3 +284,21 @@ def luminance(colour: str) -> float:
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     red, green, blue = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_a_candidate_whose_answers_are_no_numbers_has_a_report() -> None:
+    summary = rich_summary()
+    found = summary["evidence"]
+    for row in summary["stages"][-2:]:
+        row["quality"] |= {"nll": None, "ece": None}
+    found["calibration"] |= {"ece_before": None, "ece_after": None}
+    found["quantisation"] |= {"kl": None, "sensitivity": [{"layer": "x", "kl": None, "bytes": 9}]}
+    found["long_texts"]["rows"][0]["candidate_confidence"] = None
+    found["scripts"][0]["mean_confidence"] = None
+    found["ood"] = found["memorisation"] = None
+    assert "NaN" not in render_page(summary)
+    assert "None" not in "\n".join(sections(found))
+    logits = np.array([[3.0, 0.0], [np.nan, 0.0], [0.0, 2.0]])
+    bins = comparison.reliability(logits, np.array([0, 0, 1]))
+    assert sum(row["n"] for row in bins) == 2, "what is no number has no confidence"
+    assert answered(logits).tolist() == [0, -1, 1]

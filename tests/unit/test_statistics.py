@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.stats import bootstrap, norm
 
 from tasks.evaluation import statistics as s
@@ -42,10 +43,26 @@ def test_paired_bootstrap_is_of_the_seed_and_directed():
     assert once.low < once.point < once.high
 
 
-def test_no_disagreement_is_no_interval():
+@pytest.mark.parametrize("n", [1, 20, 3080])
+def test_what_was_never_seen_is_allowed_for(n: int):
+    assert s.unseen(n) == pytest.approx(stats.binomtest(0, n).proportion_ci().high)
+
+
+def test_no_disagreement_is_certain_only_as_far_as_the_rows_go():
     teacher, candidate = answers(lost=0, won=0, both=50, none=4)
-    assert s.paired_bootstrap(teacher, candidate, resamples=500, seed=0) == s.Interval(0, 0, 0)
-    assert s.retained_interval(teacher, candidate, resamples=500, seed=0) == s.Interval(1, 1, 1)
+    found = s.paired_bootstrap(teacher, candidate, resamples=500, seed=0)
+    bound = 100 * stats.binomtest(0, 54).proportion_ci().high
+    assert (found.low, found.point, found.high) == pytest.approx((-bound, 0, bound))
+    kept = s.retained_interval(teacher, candidate, resamples=500, seed=0)
+    assert (kept.low, kept.point) == pytest.approx((1 - bound / 100 * 54 / 50, 1))
+
+
+def test_where_nothing_was_lost_the_upper_end_is_not_what_was_drawn():
+    teacher, candidate = answers(lost=0, won=2, both=16, none=2)
+    found = s.paired_bootstrap(teacher, candidate, resamples=500, seed=0)
+    assert found.point == -10.0
+    assert found.high == pytest.approx(-10 + 100 * s.unseen(20))
+    assert found.low == pytest.approx(np.clip(found.low, -30, -10)), "as drawn"
 
 
 def test_retained_interval_against_resampled_rows():
