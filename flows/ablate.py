@@ -163,7 +163,8 @@ def tell_plan(found: dict[str, Any], *, as_json: bool) -> None:
         print(json.dumps(found), flush=True)
         return
     for row in found["runs"]:
-        print(f"# {row['technique']}, seed {row['seed']}: from {row['from']} on\n{row['command']}")
+        print(f"# {row['technique']}, seed {row['seed']}: differs from {row['from']} on")
+        print(row["command"])
     for name, reason in found["left_out"].items():
         print(f"# {name}: left out, {reason}")
 

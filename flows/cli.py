@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -19,7 +20,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tasks.errors import StillroomError, UnavailableError
+from flows.typed import utf8
+from tasks.errors import StillroomError, UnavailableError, UsageError
 from tasks.home import CHECKOUT
 
 app = typer.Typer(
@@ -45,6 +47,8 @@ Model = Annotated[
     str | None,
     typer.Option("--model", metavar="NAME", help="Registered model; params.yaml's by default."),
 ]
+LAST = 2**31 - 1
+"""No version has a higher number."""
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, nothing else.")]
 
 
@@ -53,14 +57,23 @@ def main() -> None:
     try:
         app()
     except StillroomError as error:
+        if os.environ.get("STILLROOM_DEBUG") == "1":
+            traceback.print_exception(error)
         _say(f"error: {error}", colour="red")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _say("interrupted", colour="red")
-        sys.exit(130)
+    except SystemExit as done:  # Typer makes one of an interrupt, and says nothing
+        if isinstance(getattr(done.__context__, "__cause__", None), KeyboardInterrupt):
+            _say("interrupted\n  next: stillroom status --history", colour="red")
+        raise
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if os.environ.get("STILLROOM_DEBUG") == "1":
+            raise
+        _say(f"error: {error.filename or 'the system'}: {error.strerror or error}", colour="red")
+        _say("  next: stillroom doctor", colour=None)
+        sys.exit(UnavailableError.exit_code)
     except Exception as error:
         if os.environ.get("STILLROOM_DEBUG") == "1":
             raise
@@ -177,7 +190,7 @@ def promote(
     It is timed beside the champion first. Exit 3 where it takes more than
     promotion.max_slowdown times as long; that limit was registered with it.
     """
-    name = _model(model)
+    name, why = _model(model), utf8(why, "--why")
     move = _registry().promote(name, version=version, yes=yes, max_slowdown=max_slowdown, why=why)
     _tell(move.as_dict(), move.note, as_json)
     if move.pace is not None:  # timed here just now, and so read already
@@ -194,7 +207,7 @@ def rollback(
     as_json: Json = False,
 ) -> None:
     """Make the champion before this one champion again, and withdraw this one."""
-    move = _registry().rollback(_model(model), reason=reason, to=to)
+    move = _registry().rollback(_model(model), reason=utf8(reason, "--reason"), to=to)
     _tell(move.as_dict(), move.note, as_json)
 
 
@@ -208,14 +221,17 @@ def status(
 ) -> None:
     """Say which version is champion, which was before, and which waits."""
     found = _registry().status(_model(model), history=history)
-    _tell(found, _status_text(found), as_json)
+    from tasks.release.history import spoken
+
+    _tell(found, spoken(found), as_json)
 
 
 @app.command(epilog="Example: stillroom predict 'where is my card?'")
 def predict(
-    text: Annotated[str, typer.Argument(help="What to classify.")],
+    text: Annotated[str, typer.Argument(help="What to classify; -: what stdin has.")],
     version: Annotated[
-        int | None, typer.Option(metavar="N", help="This version; the champion by default.")
+        int | None,
+        typer.Option(metavar="N", min=1, max=LAST, help="This version; the champion by default."),
     ] = None,
     model: Model = None,
     as_json: Json = False,
@@ -224,6 +240,7 @@ def predict(
     from tasks.release.champion import champion_bundle
     from tasks.release.servable import Servable
 
+    text = utf8(sys.stdin.read().strip() if text == "-" else text, "TEXT")
     name = _model(model)
     folder, number = champion_bundle(name, version)
     servable = Servable(folder)
@@ -260,7 +277,13 @@ def report(
             )
         _tell({"page": str(page)}, str(page), as_json)
         return
-    summary = json.loads(file.read_text("utf-8"))
+    try:
+        summary = json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise UnavailableError(
+            f"{file}: found what is no report ({error}), expected that of a finished run",
+            next_command="dvc checkout reports/summary.json, or dvc repro validate",
+        ) from error
     if write is not None:
         from tasks.evaluation.readme import write_result
 
@@ -345,6 +368,8 @@ def _root() -> Path:
 
 def _model(given: str | None) -> str:
     """The registered model's name: as given, else as params.yaml has it."""
+    if given == "":
+        raise UsageError("--model: found nothing, expected a name", next_command="stillroom status")
     if given is not None:
         return given
     from tasks.params import load
@@ -369,23 +394,6 @@ def _warn_of_profile(name: str, version: int | None, profile: str) -> None:
 
     if warning := foreign(profile):
         _say(f"{name} version {version}: {warning}", colour="yellow")
-
-
-def _status_text(found: Mapping[str, Any]) -> str:
-    """Champion, previous and challenger, then the moves, a line each."""
-    lines = [f"model       {found['model']}"]
-    for role in ("champion", "previous", "challenger"):
-        one = found[role]
-        facts = "none"
-        if one is not None:
-            facts = f"version {one['version']}  {one['artifact_sha256'][:12]}  {one['since']}"
-        lines.append(f"{role:<12}{facts}")
-    for move in found.get("moves", []):
-        path = f"{move['from'] or '-'} to {move['to'] or '-'}"
-        state = "" if move["state"] == "done" else f"  [{move['state']}]"
-        why = f"  {move['why']}" if move["why"] else ""
-        lines.append(f"{move['when']}  {move['kind']:<9}{path:<9}{move['who']}{why}{state}")
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

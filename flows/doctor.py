@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from flows.machine import Machine
 from tasks.hardware import PROFILES, detect_profile, profile_of
+from tasks.home import home
 from tasks.processor import native_bf16, saturates
 from tasks.schema import Params
 
@@ -214,7 +215,8 @@ def _network(m: Machine, params: Params) -> Finding:
 def _mlflow(m: Machine, params: Params) -> Finding:
     if m.mlflow_answers:
         return Finding("mlflow", "ok", m.mlflow.partition("://")[0] + " store answers")
-    return Finding("mlflow", "problem", f"{m.mlflow}: does not answer", "unset MLFLOW_TRACKING_URI")
+    remedy = f"ls -ld {home()}" if m.mlflow.startswith("sqlite") else "unset MLFLOW_TRACKING_URI"
+    return Finding("mlflow", "problem", f"{m.mlflow}: does not answer", remedy)
 
 
 def _prefect(m: Machine, params: Params) -> Finding:

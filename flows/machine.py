@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -166,8 +167,10 @@ def _links(root: Path) -> Iterator[str]:
 
 
 def _dvc_cache(root: Path) -> str:
-    found = _said(["git", "config", "-f", ".dvc/config.local", "cache.dir"], root)
-    return found if Path(found).is_absolute() else ".dvc/cache"
+    for name in ("config.local", "config"):  # a relative one is meant from beside them
+        if found := _said(["git", "config", "-f", f".dvc/{name}", "cache.dir"], root):
+            return os.path.normpath(Path(".dvc") / found)
+    return ".dvc/cache"
 
 
 def _held(lock: Path) -> bool:
@@ -187,5 +190,9 @@ def _sqlite_opens(uri: str) -> bool:
                 store.execute("BEGIN IMMEDIATE").connection.rollback()
         except sqlite3.Error:
             return False
-    place = next(p for p in (file, *file.parents) if p.exists())
-    return os.access(place, os.W_OK) and (home().exists() or os.access(place, os.X_OK))
+    with contextlib.suppress(OSError):
+        home().mkdir(parents=True, exist_ok=True)
+        place = next(folder for folder in file.parents if folder.exists())
+        with tempfile.TemporaryFile(dir=home()), tempfile.TemporaryFile(dir=place):
+            return True
+    return False

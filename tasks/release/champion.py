@@ -61,7 +61,7 @@ def champion_bundle(name: str, version: int | None = None) -> tuple[Path, int]:
     if found is None:
         missing = "champion" if version is None else f"version {version}"
         raise UsageError(
-            f"{name}: found no {missing}, expected one in the registry",
+            f"{name}: found no {missing}, expected one in {tracking_uri()}",
             next_command=_way_out(name, version),
         )
     verify(found, name=name)

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
+from textwrap import shorten
 from typing import Any
 
 from tasks.errors import UsageError
+from tasks.home import tracking_uri
 
 INTENT, DONE, VOID = "intent", "done", "void"
 PROMOTE, ROLLBACK, EXTERNAL = "promote", "rollback", "external"
+LONGEST_REASON = 160
+"""Letters of it that are shown; the log has all."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Entry:
     """``intent``, ``done`` or ``void``."""
     pace: Mapping[str, Any] | None = None
     """`tasks.release.pace.Judged.as_dict`; None where nothing was measured."""
+    skipped: Sequence[int] = ()
+    """Of a rollback: later champions than its target, which it withdraws with its source."""
 
     def as_dict(self) -> dict[str, Any]:
         """A member of ``moves`` in ``stillroom status --history --json``."""
@@ -161,6 +168,11 @@ def fallbacks(state: Snapshot) -> list[int]:
     return [n for n in dict.fromkeys(earlier) if not state.withdrawn(n)]
 
 
+def skipped(state: Snapshot, target: int) -> list[int]:
+    """Later champions than the target of a rollback that are not withdrawn, the latest first."""
+    return list(takewhile(lambda number: number != target, fallbacks(state)))
+
+
 def previous(state: Snapshot) -> int | None:
     """Where a rollback goes."""
     return next(iter(fallbacks(state)), None)
@@ -209,7 +221,7 @@ def to_promote(state: Snapshot, name: str, *, version: int | None, yes: bool) ->
     if state.champion is not None:
         return state.champion
     raise UsageError(
-        f"{name}: found no version to promote, expected one in the registry",
+        f"{name}: found no version to promote, expected one in {tracking_uri()}",
         next_command="stillroom compress --promote",
     )
 
@@ -223,8 +235,8 @@ def to_restore(state: Snapshot, name: str, to: int | None) -> int:
     log = f"stillroom status --model {name} --history"
     if state.champion is None:
         raise UsageError(
-            f"{name}: found no champion, expected one to roll back from",
-            next_command="stillroom compress --promote",
+            f"{name}: found no champion in {tracking_uri()}, expected one to roll back from",
+            next_command="stillroom status",
         )
     target = previous(state) if to is None else to
     if target is None:
@@ -308,3 +320,26 @@ def _require(state: Snapshot, name: str, version: int) -> None:
             f"{name}: found no version {version}, expected one of: {known}",
             next_command=f"stillroom status --model {name} --history",
         )
+
+
+def spoken(found: Mapping[str, Any]) -> str:
+    """What `describe` found, for people: a line for each role, then one for each move."""
+    lines = [f"model       {found['model']}"]
+    for role in ("champion", "previous", "challenger"):
+        one = found[role]
+        facts = "none"
+        if one is not None:
+            facts = f"version {one['version']}  {one['artifact_sha256'][:12]}  {one['since']}"
+        lines.append(f"{role:<12}{facts}")
+    for move in found.get("moves", []):
+        path = f"{move['from'] or '-'} to {move['to'] or '-'}"
+        state = "" if move["state"] == "done" else f"  [{move['state']}]"
+        why = f"  {_one_line(move['why'])}" if move["why"] else ""
+        lines.append(f"{move['when']}  {move['kind']:<9}{path:<9}{move['who']}{why}{state}")
+    return "\n".join(lines)
+
+
+def _one_line(text: str) -> str:
+    """Somebody's words without what would move the cursor or fill the terminal."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text)
+    return shorten(plain, LONGEST_REASON, placeholder=" …")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -72,6 +72,7 @@ def record(
     who: str,
     why: str,
     pace: Mapping[str, Any] | None = None,
+    skipped: Sequence[int] = (),
 ) -> Entry:
     """Write the intent of a move, in one transaction, later than every move before it."""
     version = None if target is None else state.versions.get(target)
@@ -88,6 +89,8 @@ def record(
     }
     if pace is not None:
         tags["pace"] = json.dumps(pace)
+    if skipped:
+        tags["skipped"] = json.dumps(list(skipped))
     last = max((_milliseconds(move.when) for move in state.moves), default=0)
     run = client.create_run(
         experiment_id,
@@ -101,9 +104,9 @@ def record(
 def complete(client: Client, name: str, entry: Entry) -> None:
     """Do what follows from a committed move; a second time changes nothing."""
     if entry.kind == ROLLBACK and entry.source is not None:
-        left = str(entry.source)
-        client.set_model_version_tag(name, left, WITHDRAWN_REASON, entry.why)
-        client.set_model_version_tag(name, left, WITHDRAWN, entry.when)
+        for left in map(str, (entry.source, *entry.skipped)):
+            client.set_model_version_tag(name, left, WITHDRAWN_REASON, entry.why)
+            client.set_model_version_tag(name, left, WITHDRAWN, entry.when)
     if entry.kind == PROMOTE and entry.target is not None:
         tags = client.get_model_version(name, str(entry.target)).tags
         for key in {WITHDRAWN, WITHDRAWN_REASON} & set(tags):
@@ -193,6 +196,7 @@ def _entry(run: Any) -> Entry:
         artifact_sha256=tags.get(ARTIFACT_TAG, ""),
         state=RUN_STATES.get(run.info.status, VOID),
         pace=json.loads(tags["pace"]) if tags.get("pace") else None,
+        skipped=json.loads(tags.get("skipped") or "[]"),
     )
 
 

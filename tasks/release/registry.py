@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import getpass
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,7 @@ from tasks.release.history import (
     Version,
     describe,
     fallbacks,
+    skipped,
     to_promote,
     to_restore,
     unmoved,
@@ -157,6 +158,7 @@ def promote(
         UnavailableError: the champion changed each time that it was compared with.
     """
     who, why = who or _account(), why or ""
+    require_store(name)
     for _ in range(TRIES):
         with store.session(name) as client:
             state = _recover(client, name)
@@ -191,8 +193,8 @@ def rollback(name: str, *, reason: str, to: int | None = None, who: str | None =
 
     Args:
         name: the registered model.
-        reason: for the log and for the tag of the withdrawn version.
-        to: another earlier champion.
+        reason: for the log and for the tags of what is withdrawn.
+        to: another earlier champion; those between are withdrawn, too.
         who: for the log; the account that runs this when not given.
 
     Raises:
@@ -204,6 +206,7 @@ def rollback(name: str, *, reason: str, to: int | None = None, who: str | None =
             "--reason: found nothing, expected a few words for the log",
             next_command="stillroom rollback --reason 'wrong answers since noon'",
         )
+    require_store(name)
     with store.session(name) as client:
         state = _recover(client, name)
         target = to_restore(state, name, to)
@@ -215,7 +218,10 @@ def rollback(name: str, *, reason: str, to: int | None = None, who: str | None =
         )
         found = store.located(client, name, state.versions[target])
         verify(found, name=name, next_command=way_out)
-        return _move(client, name, state, kind=ROLLBACK, target=target, who=who, why=reason)
+        return _move(
+            client, name, state, kind=ROLLBACK, target=target, who=who, why=reason,
+            passed_over=skipped(state, target),
+        )  # fmt: skip
 
 
 def status(name: str, history: bool = False) -> dict[str, Any]:
@@ -232,6 +238,20 @@ def status(name: str, history: bool = False) -> dict[str, Any]:
     except store.Busy:
         with store.store_errors():
             return describe(name, _read(store.open_client(), name), moves=history)
+
+
+def require_store(name: str) -> None:
+    """Make none on the way to a move: where there is none, nothing is registered.
+
+    Raises:
+        UsageError: there is none.
+    """
+    file = sqlite_path(tracking_uri())
+    if file is not None and not file.is_file():
+        raise UsageError(
+            f"{name}: found no registry at {file}, expected that of STILLROOM_HOME",
+            next_command="stillroom compress --promote",
+        )
 
 
 def located(name: str, version: int | None) -> Located | None:
@@ -305,6 +325,7 @@ def _move(
     who: str | None,
     why: str,
     judged: pace.Judged | None = None,
+    passed_over: Sequence[int] = (),
 ) -> Move:
     """Intent, commit, close. A crash between any two of them is recovered by the next call."""
     intent = journal.record(
@@ -318,13 +339,16 @@ def _move(
         who=who or _account(),
         why=why,
         pace=None if judged is None else judged.as_dict(),
+        skipped=passed_over,
     )
     client.set_registered_model_alias(name, CHAMPION, str(target))
     journal.complete(client, name, intent)
     journal.repair_aliases(client, name, _read(client, name))
     left = "" if state.champion is None else f" (was {state.champion})"
     if kind == ROLLBACK:
-        left = f" again; version {state.champion} is withdrawn: {why}"
+        gone = ", ".join(map(str, (state.champion, *passed_over)))
+        many = "s {} are" if passed_over else " {} is"
+        left = f" again; version{many.format(gone)} withdrawn: {why}"
     spoken = "" if judged is None else f"; {judged.sentence()}"
     return Move(
         model=name,

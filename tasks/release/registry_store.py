@@ -82,7 +82,9 @@ def store_errors() -> Iterator[None]:
         raise UnavailableError(
             f"{tracking_uri()}: found {type(error).__name__} ({reason}), "
             "expected MLflow's store to answer",
-            next_command="stillroom --debug status",
+            next_command="stillroom doctor"
+            if tracking_uri().startswith("sqlite")
+            else "make up, or unset MLFLOW_TRACKING_URI",
         ) from error
 
 

@@ -290,12 +290,41 @@ def test_rollback_to_a_named_version(tmp_path: Path) -> None:
     for version, words in ((3, "is the champion"), (4, "was no champion"), (9, "no version 9")):
         with pytest.raises(UsageError, match=words):
             registry.rollback(NAME, reason="x", to=version)
-    registry.rollback(NAME, reason="x", to=1)
-    assert standing() == (1, 2, 4)
-    with pytest.raises(UsageError, match="was withdrawn"):
-        registry.rollback(NAME, reason="x", to=3)
-    registry.rollback(NAME, reason="x")
-    assert standing() == (2, None, 4)
+    moved = registry.rollback(NAME, reason="both are bad", to=1)
+    assert moved.note.endswith("again; versions 3, 2 are withdrawn: both are bad")
+    assert standing() == (1, None, 4), "what was jumped over is out, too"
+    for version in (2, 3):
+        with pytest.raises(UsageError, match="was withdrawn"):
+            registry.rollback(NAME, reason="x", to=version)
+        with pytest.raises(UsageError, match="both are bad"):
+            registry.promote(NAME, version=version)
+    with pytest.raises(UsageError, match="no earlier champion"):
+        registry.rollback(NAME, reason="x")
+    registry.promote(NAME, version=2, yes=True)
+    assert standing() == (2, 1, 4)
+
+
+def test_a_rollback_that_was_cut_off_withdraws_what_it_jumped_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (1, 2, 3):
+        put(tmp_path, seed)
+        registry.promote(NAME)
+    with monkeypatch.context() as cut:
+        cut.setattr(registry.journal, "complete", lambda *_: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(MemoryError):
+            registry.rollback(NAME, reason="x", to=1)
+    assert standing() == (1, None, None)
+
+
+def test_a_mistyped_home_is_no_empty_registry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STILLROOM_HOME", str(tmp_path / "typo"))
+    for move in (lambda: registry.promote(NAME), lambda: registry.rollback(NAME, reason="x")):
+        with pytest.raises(UsageError, match=r"found no registry at .*typo"):
+            move()
+    assert not (tmp_path / "typo").exists()
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "labels.json", "manifest.json"])

@@ -17,7 +17,7 @@ from flows import cli
 from tasks.errors import GateRefused, IntegrityError, ParamsError, UnavailableError, UsageError
 from tasks.params import overlay, parse, read_yaml
 from tasks.release import registry
-from tasks.release.history import Move
+from tasks.release.history import Move, spoken
 from tasks.release.naming import check_name, model_name
 from tests.tiny_bundle import REPOSITORY, stillroom
 
@@ -295,3 +295,74 @@ def test_the_model_is_that_of_the_folder_or_of_the_checkout(
         (tmp_path / name).touch()
     assert cli._model(None) == "here"
     assert cli._model("given") == "given"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [(("predict", "\udcff"), 2, "TEXT: found bytes that are no UTF-8"),
+     (("rollback", "--reason", "\udcff"), 2, "--reason: found bytes"),
+     (("status", "--model", ""), 2, "--model: found nothing"),
+     (("predict", "hi", "--version", "99999999999999999999"), 2, "--version")],
+    ids=["text", "reason", "model", "version"],
+)  # fmt: skip
+def test_what_is_no_text_or_number_is_told(
+    words: tuple[str, ...],
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(monkeypatch, *words) == code
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [("promote",), ("rollback", "--reason", "x"), ("doctor",)])
+def test_a_home_that_is_none_is_missing_not_a_fault_of_ours(
+    command: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("STILLROOM_HOME", str(tmp_path / "file"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(monkeypatch, *command) == (2 if command != ("doctor",) else 5)
+    out = capsys.readouterr()
+    assert "fault of Stillroom's" not in out.err
+    assert str(tmp_path / "file") in out.err + out.out
+
+
+def test_what_the_system_refuses_ends_with_5(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(28, "No space left on device", "/there")
+
+    monkeypatch.setattr(registry, "status", full)
+    monkeypatch.delenv("STILLROOM_DEBUG", raising=False)
+    assert main(monkeypatch, "status", "--model", "tiny") == 5
+    assert "error: /there: No space left on device\n  next: stillroom doctor" in (
+        capsys.readouterr().err
+    )
+
+
+def test_an_interrupt_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def cut(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(registry, "status", cut)
+    assert main(monkeypatch, "status", "--model", "tiny") == 130
+    assert "interrupted\n  next: stillroom status --history" in capsys.readouterr().err
+
+
+def test_a_reason_cannot_break_the_log() -> None:
+    move = {"when": "now", "who": "me", "from": 2, "to": 1, "kind": "rollback", "state": "done"}
+    found = {"model": "m", "champion": None, "previous": None, "challenger": None,
+             "moves": [{**move, "why": "one\ntwo\x1b[31m " + "long " * 99}]}  # fmt: skip
+    text = spoken(found)
+    assert len(text.splitlines()) == 5
+    assert "\x1b" not in text
+    assert "one two" in text
+    assert len(text.splitlines()[-1]) < 220
