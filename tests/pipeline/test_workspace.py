@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +229,10 @@ def test_interrupted_run_leaves_no_process_behind(
     env = environment(TINY_SLEEP="prune", TINY_PIDS=str(pids))
     arguments = command(checkout, overrides=[f"prune.ffn_keep=0.0{number.value}"])
     process = subprocess.Popen(
-        arguments, cwd=checkout, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+        arguments, cwd=checkout, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        # a shell's background job, as this test may be, is born deaf to the first of them
+        preexec_fn=partial(signal.signal, number, signal.SIG_DFL),
+    )  # fmt: skip
     try:
         children = _until(lambda: [int(p) for p in pids.read_text().split()])
         family = {p.pid for p in psutil.Process(process.pid).children(recursive=True)}
