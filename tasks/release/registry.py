@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.errors import IntegrityError, UnavailableError, UsageError
 from tasks.files import file_sha256
-from tasks.home import tracking_uri
 from tasks.release import journal, pace, packaging
 from tasks.release import registry_store as store
 from tasks.release.champion import (
@@ -31,7 +30,6 @@ from tasks.release.champion import (
     CHAMPION,
     MANIFEST_TAG,
     Located,
-    sqlite_path,
     verify,
 )
 from tasks.release.history import (
@@ -229,8 +227,7 @@ def status(name: str, history: bool = False) -> dict[str, Any]:
 
     It does not wait long for another command: what is open is then reported as it stands.
     """
-    file = sqlite_path(tracking_uri())
-    if file is not None and not file.is_file():
+    if store.absent() is not None:
         return describe(check_name(name), Snapshot(None, {}, {}, ()), moves=history)
     try:
         with store.session(name, patience_s=5) as client:
@@ -246,8 +243,7 @@ def require_store(name: str) -> None:
     Raises:
         UsageError: there is none.
     """
-    file = sqlite_path(tracking_uri())
-    if file is not None and not file.is_file():
+    if (file := store.absent()) is not None:
         raise UsageError(
             f"{name}: found no registry at {file}, expected that of STILLROOM_HOME",
             next_command="stillroom compress --promote",

@@ -88,6 +88,12 @@ def store_errors() -> Iterator[None]:
         ) from error
 
 
+def absent() -> Path | None:
+    """The file of a store that nobody has made yet; None where there is one."""
+    file = sqlite_path(tracking_uri())
+    return None if file is None or file.is_file() else file
+
+
 def open_client() -> MlflowClient:
     """A client of the store that `tasks.home` names; a sqlite file gets its folder."""
     from mlflow.tracking.client import MlflowClient

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.compress import require_depth
+from flows.depth import require_depth
 from tasks.errors import ParamsError
 from tasks.params import assignment, overlay, parse, read_yaml
 from tasks.schema import Params
