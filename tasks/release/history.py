@@ -14,7 +14,6 @@ from textwrap import shorten
 from typing import Any
 
 from tasks.errors import UsageError
-from tasks.home import tracking_uri
 
 INTENT, DONE, VOID = "intent", "done", "void"
 PROMOTE, ROLLBACK, EXTERNAL = "promote", "rollback", "external"
@@ -83,6 +82,8 @@ class Snapshot:
     aliases: Mapping[str, int]
     versions: Mapping[int, Version]
     moves: Sequence[Entry]
+    store: str
+    """Where MLflow keeps it, for messages."""
 
     @property
     def newest(self) -> Version | None:
@@ -221,7 +222,7 @@ def to_promote(state: Snapshot, name: str, *, version: int | None, yes: bool) ->
     if state.champion is not None:
         return state.champion
     raise UsageError(
-        f"{name}: found no version to promote, expected one in {tracking_uri()}",
+        f"{name}: found no version to promote, expected one in {state.store}",
         next_command="stillroom compress --promote",
     )
 
@@ -235,7 +236,7 @@ def to_restore(state: Snapshot, name: str, to: int | None) -> int:
     log = f"stillroom status --model {name} --history"
     if state.champion is None:
         raise UsageError(
-            f"{name}: found no champion in {tracking_uri()}, expected one to roll back from",
+            f"{name}: found no champion in {state.store}, expected one to roll back from",
             next_command="stillroom status",
         )
     target = previous(state) if to is None else to

@@ -57,6 +57,7 @@ def read(client: Client, name: str, experiment_id: str) -> Snapshot:
         aliases=aliases,
         versions=versions,
         moves=[_entry(run) for run in runs],
+        store=str(client.tracking_uri),
     )
 
 

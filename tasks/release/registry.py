@@ -227,8 +227,8 @@ def status(name: str, history: bool = False) -> dict[str, Any]:
 
     It does not wait long for another command: what is open is then reported as it stands.
     """
-    if store.absent() is not None:
-        return describe(check_name(name), Snapshot(None, {}, {}, ()), moves=history)
+    if (file := store.absent()) is not None:
+        return describe(check_name(name), Snapshot(None, {}, {}, (), str(file)), moves=history)
     try:
         with store.session(name, patience_s=5) as client:
             return describe(name, _recover(client, name), moves=history)
