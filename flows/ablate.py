@@ -15,17 +15,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 import signal
-import subprocess
-import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from flows import dvc
+from flows import child
 from flows.ablation_plan import (
     Asked,
     Axis,
@@ -49,7 +45,6 @@ from tasks.errors import (
     StillroomError,
     UnavailableError,
     UsageError,
-    from_dict,
 )
 from tasks.evaluation.ablation import (
     Figures,
@@ -70,11 +65,6 @@ from tasks.stage_files import read_json
 SPLITS = ("validation", "test")
 OVERHEAD_S = 20.0
 """Of a run apart from the stages' own work, for the estimate of what remains."""
-GRACE_S = 60.0
-"""For a run to end its stages and close its record once it is told to stop."""
-KINDS = {2: "UsageError", 3: "GateRefused", 4: "IntegrityError", 5: "UnavailableError"}
-STAGE_LINE = re.compile(r"\[\d+/\d+\] \w+")
-"""Of all that a run says, what is shown here; the rest is in its log."""
 
 
 @dataclass
@@ -209,10 +199,11 @@ def attempt(
     Returns:
         The run, and its error where it failed in another way than at a limit.
     """
-    said, code, outcome = child(job.command(asked.recipe), folder / "logs", job, progress)
-    name = job.workspace.name
+    log = folder / "logs" / f"{job.name}-{job.seed}.log"
+    ended = child.run(job.command(asked.recipe), log=log, progress=progress)
+    name, outcome = job.workspace.name, ended.outcome
     if not outcome.get("verdict"):
-        error = error_of(code, said)
+        error = ended.error()
         progress.line(error.message)
         if isinstance(error, GateRefused):
             return Run(job.seed, "stopped", note=error.message, workspace=name), None
@@ -229,79 +220,6 @@ def attempt(
     checks = [check["metric"] for check in outcome["verdict"]["checks"] if not check["passed"]]
     note = f"by the gate, on test: {', '.join(checks)}"
     return Run(job.seed, "refused", figures, note, name), None
-
-
-def child(
-    words: Sequence[str], logs: Path, job: Job, progress: Progress
-) -> tuple[list[str], int, dict[str, Any]]:
-    """Run ``stillroom …``; returns the last lines of its log, its exit code, its JSON.
-
-    Raises:
-        KeyboardInterrupt: it was interrupted, or this process was; it has ended in any case.
-    """
-    logs.mkdir(parents=True, exist_ok=True)
-    stem = logs / f"{job.name}-{job.seed}"
-    # -P: the folder that this runs in may hold another working tree
-    command = [sys.executable, "-P", "-m", "flows.cli", *words]
-    with stem.with_suffix(".json").open("w+") as answer, stem.with_suffix(".log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=dvc.environment(), text=True, errors="replace", stdout=answer,
-            stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
-        try:
-            said = follow(process, log, progress)
-            code = process.wait()
-        finally:
-            end(process)
-        answer.seek(0)
-        text = answer.read()
-    if code == 130:
-        raise KeyboardInterrupt
-    try:
-        outcome = json.loads(text)
-    except json.JSONDecodeError:
-        outcome = {}
-    return said, code, outcome if isinstance(outcome, dict) else {}
-
-
-def follow(process: subprocess.Popen[str], log: IO[str], progress: Progress) -> list[str]:
-    """Keep what a run says, and show its stages; returns the last lines."""
-    last = deque[str](maxlen=40)
-    assert process.stderr is not None
-    for line in process.stderr:
-        log.write(line)
-        log.flush()
-        last.append(line.rstrip())
-        if STAGE_LINE.match(line):
-            progress.line(line)
-    return list(last)
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    """Leave no run behind: it is asked first, so that it ends its stages, then made to."""
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_S)
-        process.kill()
-        process.wait()
-    if process.stderr is not None:
-        process.stderr.close()
-
-
-def error_of(code: int, said: Sequence[str]) -> StillroomError:
-    """The error that a command ended with, read from what it printed."""
-    starts = [i for i, line in enumerate(said) if line.startswith("error: ")]
-    words = list(said[starts[-1] :]) if starts else [f"a run ended with exit code {code}"]
-    message, command = [], None
-    for line in words:
-        if line.startswith("  next: "):
-            command = line.removeprefix("  next: ")
-            break
-        message.append(line.removeprefix("error: "))
-    return from_dict(
-        {"kind": KINDS.get(code), "message": "\n".join(message), "next_command": command}
-    )
 
 
 def measured(root: Path, split: str) -> Figures:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from flows.ablation_plan import (
 )
 from flows.console import Progress
 from flows.workspace import Workspace, resolve
-from tasks.errors import GateRefused, IntegrityError, StillroomError, UnavailableError, UsageError
+from tasks.errors import UnavailableError, UsageError
 from tasks.evaluation.ablation import (
     Figures,
     Run,
@@ -479,21 +478,6 @@ def test_figures_are_of_the_split_that_was_asked_for(tmp_path: Path) -> None:
     assert validation.retained == 0.625
 
 
-@pytest.mark.parametrize(
-    ("code", "kind"),
-    [(1, StillroomError), (2, UsageError), (3, GateRefused), (4, IntegrityError),
-     (5, UnavailableError), (-9, StillroomError)],
-)  # fmt: skip
-def test_the_error_of_a_run_is_read_from_what_it_printed(code: int, kind: type[Exception]) -> None:
-    said = ["[1/10] fetch …", "error: an older one", "error: fetch: nothing there", "  and more",
-            "  next: df -h .", "trailing"]  # fmt: skip
-    error = ablate.error_of(code, said)
-    assert type(error) is kind
-    assert error.message == "fetch: nothing there\n  and more"
-    assert error.next_command == "df -h ."
-    assert f"exit code {code}" in ablate.error_of(code, ["Killed"]).message
-
-
 def test_a_run_that_cannot_start_hands_its_error_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -507,15 +491,6 @@ def test_a_run_that_cannot_start_hands_its_error_on(
     assert error.message.startswith("without int8, seed 4: params: data.max_rows: found -1")
     assert "data.max_rows" in (tmp_path / "logs/int8-4.log").read_text()
     assert "data.max_rows" in capsys.readouterr().err
-
-
-def test_a_run_is_ended_with_the_one_that_started_it() -> None:
-    import subprocess
-
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"],
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
-    ablate.end(process)
-    assert process.returncode == -15
 
 
 def test_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
