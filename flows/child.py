@@ -42,7 +42,17 @@ class Ended:
 
     def error(self) -> StillroomError:
         """The error that it ended with, read from what it said."""
-        return error_of(self.code, self.said)
+        starts = [i for i, line in enumerate(self.said) if line.startswith("error: ")]
+        words = self.said[starts[-1] :] if starts else [f"a run ended with exit code {self.code}"]
+        message, command = [], None
+        for line in words:
+            if line.startswith("  next: "):
+                command = line.removeprefix("  next: ")
+                break
+            message.append(line.removeprefix("error: "))
+        return from_dict(
+            {"kind": KINDS.get(self.code), "message": "\n".join(message), "next_command": command}
+        )
 
 
 def run(words: Sequence[str], *, log: Path, progress: Progress) -> Ended:
@@ -105,18 +115,3 @@ def end(process: subprocess.Popen[str]) -> None:
         process.wait()
     if process.stderr is not None:
         process.stderr.close()
-
-
-def error_of(code: int, said: Sequence[str]) -> StillroomError:
-    """The error that a command ended with, read from what it printed."""
-    starts = [i for i, line in enumerate(said) if line.startswith("error: ")]
-    words = list(said[starts[-1] :]) if starts else [f"a run ended with exit code {code}"]
-    message, command = [], None
-    for line in words:
-        if line.startswith("  next: "):
-            command = line.removeprefix("  next: ")
-            break
-        message.append(line.removeprefix("error: "))
-    return from_dict(
-        {"kind": KINDS.get(code), "message": "\n".join(message), "next_command": command}
-    )

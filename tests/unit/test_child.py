@@ -27,11 +27,11 @@ from tasks.errors import (
 def test_the_error_of_a_run_is_read_from_what_it_printed(code: int, kind: type[Exception]) -> None:
     said = ["[1/10] fetch …", "error: an older one", "error: fetch: nothing there", "  and more",
             "  next: df -h .", "trailing"]  # fmt: skip
-    error = child.error_of(code, said)
+    error = child.Ended(said, code, {}).error()
     assert type(error) is kind
     assert error.message == "fetch: nothing there\n  and more"
     assert error.next_command == "df -h ."
-    assert f"exit code {code}" in child.error_of(code, ["Killed"]).message
+    assert f"exit code {code}" in child.Ended(["Killed"], code, {}).error().message
 
 
 def test_a_run_is_ended_with_the_one_that_started_it() -> None:
