@@ -5,7 +5,6 @@ Whoever runs many of them, as `flows.ablate` does, leaves none behind.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import subprocess
@@ -79,7 +78,7 @@ def run(words: Sequence[str], *, log: Path, progress: Progress) -> Ended:
             said = follow(process.stderr, kept, progress)
             code = process.wait()
         finally:
-            end(process)
+            dvc.end_group(process, GRACE_S)
         answer.seek(0)
         text = answer.read()
     if code == 130:
@@ -103,15 +102,3 @@ def follow(lines: IO[str], log: IO[str], progress: Progress) -> list[str]:
             progress.line(line)
             shown = time.monotonic()
     return list(last)
-
-
-def end(process: subprocess.Popen[str]) -> None:
-    """Leave no run behind: it is asked first, so that it ends its stages, then made to."""
-    if process.poll() is None:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(GRACE_S)
-        process.kill()
-        process.wait()
-    if process.stderr is not None:
-        process.stderr.close()

@@ -154,13 +154,17 @@ def process_group(
         end_group(process)
 
 
-def end_group(process: subprocess.Popen[Any]) -> None:
-    """End a process and everything in its group: asked first, then made to."""
+def end_group(process: subprocess.Popen[Any], grace_s: float = GRACE_S) -> None:
+    """End a process and everything in its group: asked first, then made to.
+
+    Args:
+        grace_s: how long it may take once it is asked.
+    """
     with contextlib.suppress(ProcessLookupError):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(GRACE_S)
+                process.wait(grace_s)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         deadline = time.monotonic() + GRACE_S
@@ -168,8 +172,9 @@ def end_group(process: subprocess.Popen[Any]) -> None:
             os.killpg(process.pid, 0)
             time.sleep(0.01)
     process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def failure(root: Path, stage: str, error_file: Path, said: list[str]) -> StillroomError:
