@@ -85,6 +85,21 @@ def test_errors_become_messages_and_exit_codes(
     assert err == "error: this was found, that was expected\n  next: stillroom status\n"
 
 
+def test_an_error_has_its_traceback_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise GateRefused("this was found, that was expected")
+
+    monkeypatch.setattr(registry, "status", fail)
+    monkeypatch.setenv("STILLROOM_DEBUG", "1")
+    assert main(monkeypatch, "status", "--model", "tiny") == 3
+    err = capsys.readouterr().err
+    assert err.startswith("Traceback (most recent call last):")
+    assert ", in fail\n" in err
+    assert err.endswith("error: this was found, that was expected\n")
+
+
 def test_a_fault_is_short_and_says_where_the_traceback_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

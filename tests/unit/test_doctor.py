@@ -113,6 +113,24 @@ def test_whether_the_remote_answers(tmp_path: Path, url: str, answers: bool) -> 
     assert (said == "") is answers, said
 
 
+@pytest.mark.parametrize(
+    ("configs", "cache"),
+    [({}, ".dvc/cache"), ({"config": "../far"}, "far"), ({"config": "/mnt/shared"}, "/mnt/shared"),
+     ({"config": "../far", "config.local": "near"}, ".dvc/near")],
+)  # fmt: skip
+def test_links_are_tried_where_the_cache_is(
+    configs: dict[str, str], cache: str, tmp_path: Path
+) -> None:
+    (tmp_path / ".dvc").mkdir()
+    for name, folder in configs.items():
+        (tmp_path / ".dvc" / name).write_text(f"[cache]\n    dir = {folder}\n", "utf-8")
+    assert machine._dvc_cache(tmp_path) == cache
+    if not cache.startswith("/"):
+        assert "symlink" in list(machine._links(tmp_path))
+        assert (tmp_path / cache).is_dir()
+        assert not list(tmp_path.rglob(".doctor"))
+
+
 @pytest.mark.parametrize(("content", "opens"), [(None, True), (b"", True), (b"SQLite" * 99, False)])
 def test_whether_the_store_opens(tmp_path: Path, content: bytes | None, opens: bool) -> None:
     if content is not None:
