@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import joblib
 import psutil
 
 from flows.stack import answers
@@ -98,7 +99,7 @@ def look(root: Path) -> Machine:
         locked=locked,
         installed={name: _installed(name) for name in (*locked, "torch")},
         flags=cpu_flags() | gpu_flags(),
-        cores=os.cpu_count() or 1,
+        cores=joblib.cpu_count(),
         memory=psutil.virtual_memory().total,
         disk=shutil.disk_usage(root).free,
         gpu=", ".join(name for name, _ in gpus()),

@@ -113,7 +113,12 @@ def use_threads(count: int) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Facts about this host that a latency figure is worth nothing without."""
+    """Facts about this host that a latency figure is worth nothing without.
+
+    Cores are those that the process may use: a container often has fewer than the host.
+    """
+    import joblib
+
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -123,7 +128,7 @@ def machine() -> dict[str, Any]:
         cpu = models[0].partition(":")[2].strip() if models else cpu
     return {
         "cpu": cpu,
-        "cores": os.cpu_count() or 1,
+        "cores": joblib.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "python": platform.python_version(),
     }

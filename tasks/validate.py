@@ -9,7 +9,6 @@ and `deploy` is what then does not happen.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import torch
 from tokenizers import Tokenizer
@@ -48,6 +48,7 @@ from tasks.evaluation.linear import LinearModel
 from tasks.evaluation.page import render_page
 from tasks.evaluation.pareto import plot_pareto
 from tasks.evaluation.payback import payback, stage_energy
+from tasks.evaluation.quality import answered
 from tasks.evaluation.report import Details, notes, render_markdown
 from tasks.evaluation.statistics import (
     detectable_drop,
@@ -152,7 +153,7 @@ def main(params: Params) -> Metrics:
     rows = report_rows(measured, speed, linear, linear_bytes, test.texts, limit)
     answers_of = Answers(test.texts, test.labels, names, logits["teacher"], logits["deploy"])
     retained = retained_interval(right["teacher"], right["deploy"], resamples=resamples, seed=seed)
-    found = summary(
+    result = finite(summary(
         rows,
         gate=verdict.as_dict(),
         n=len(test.texts),
@@ -175,8 +176,7 @@ def main(params: Params) -> Metrics:
                 *(speed.energy[name] for name in ("teacher", "deploy")),
             ),
         },
-    )
-    result = finite(found)
+    ))  # fmt: skip
     details = Details(
         drop=drop,
         flip_rate=flip_rate(answers["teacher"], answers["deploy"]),
@@ -197,11 +197,6 @@ def main(params: Params) -> Metrics:
     plot_pareto(result, REPORTS / "pareto.png")
     return {**measured, "candidate": candidate, "flip_rate": details.flip_rate,
             "drop": drop.point, "passed": verdict.passed, "evidence": lasting(result)}  # fmt: skip
-
-
-def answered(logits: np.ndarray) -> np.ndarray:
-    """The class of each row of ``[n, classes]``; -1, which is none, where one is no number."""
-    return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
 
 
 def gather(answers: Answers, params: Params) -> dict[str, Any]:
@@ -329,7 +324,7 @@ def latency_grid(texts: Sequence[str], config: Evaluation, max_length: int) -> l
     tokenizer = read_tokenizer(QUANTIZED, max_length)
     made = texts_of_lengths(tokenizer, texts, lengths, GRID_CALLS)
     rows, before = [], torch.get_num_threads()
-    for threads in sorted({1, os.cpu_count() or 1}):
+    for threads in sorted({1, joblib.cpu_count()}):
         candidate = Servable(QUANTIZED, threads=threads)
         answerers: dict[str, Answerer] = {
             "teacher": PyTorchRuntime(TEACHER, max_length=max_length, threads=threads).predict,

@@ -24,7 +24,7 @@ from tasks.evaluation.comparison import (
     mcnemar,
     reliability,
 )
-from tasks.evaluation.quality import ece
+from tasks.evaluation.quality import answered, ece
 from tasks.evaluation.statistics import ClassDrops
 from tasks.evaluation.swaps import read_swaps
 from tasks.modeling.vocabulary import unknown_id
@@ -48,7 +48,7 @@ class Answers:
     @property
     def right(self) -> tuple[np.ndarray, np.ndarray]:
         """Who is right where, ``[n]`` bool each."""
-        return (self.teacher.argmax(-1) == self.labels, self.candidate.argmax(-1) == self.labels)
+        return (answered(self.teacher) == self.labels, answered(self.candidate) == self.labels)
 
 
 def from_answers(
@@ -133,8 +133,9 @@ def from_behaviour(
     some = spread(posts, 4 * LONG_TEXTS)
     long = [post for post in some if len(pieces(post)) + 2 >= max_length][:LONG_TEXTS]
     few = evenly(len(texts), LONG_TEXTS)
-    groups = {"length": behaviour.length_terciles(answers.texts), **columns}
-    slices, small_slices = behaviour.slices(groups, *answers.right, seed=seed)
+    slices, small_slices = behaviour.slices(
+        groups(answers.texts, columns), *answers.right, seed=seed
+    )
     return {
         "robustness": behaviour.robustness(
             teacher, candidate, texts, labels, (theirs.argmax(-1), own.argmax(-1)), seed=seed
@@ -153,6 +154,15 @@ def from_behaviour(
         ),
         "scripts": behaviour.scripts(candidate, swaps.scripts, unknown_share),
     }  # fmt: skip
+
+
+def groups(texts: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """What slices are cut by: each text's length, and the columns that the user declared.
+
+    A column may have the name that length has here.
+    """
+    own = "length" if "length" not in columns else "length in words"
+    return {own: behaviour.length_terciles(texts), **columns}
 
 
 def declared_slices(path: Path, names: Sequence[str]) -> dict[str, list[str]]:

@@ -72,7 +72,7 @@ class PerClassRecall(_Offline):
     def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:
         logits = np.asarray(predictions)
         labels, classes = np.asarray(references), logits.shape[1]
-        return {"recall": formulas.per_class_recall(logits.argmax(axis=1), labels, classes)}
+        return {"recall": formulas.per_class_recall(formulas.answered(logits), labels, classes)}
 
 
 METRICS: tuple[type[_Offline], ...] = (Accuracy, MacroF1, Nll, Ece)

@@ -26,17 +26,22 @@ class Metric:
     """Rows that it was computed on."""
 
 
+def answered(logits: np.ndarray) -> np.ndarray:
+    """The class of each row of ``[n, classes]``; -1, which is none, where one is no number."""
+    return np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), -1)
+
+
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Share of rows whose largest logit is the label's."""
-    return float((logits.argmax(axis=1) == labels).mean())
+    return float((answered(logits) == labels).mean())
 
 
 def macro_f1(logits: np.ndarray, labels: np.ndarray) -> float:
     """Mean F1 over the classes that occur among labels or predictions."""
-    predictions = logits.argmax(axis=1)
-    classes = logits.shape[1]
+    predictions, classes = answered(logits), logits.shape[1]
     hits = np.bincount(labels[predictions == labels], minlength=classes)
-    both = np.bincount(labels, minlength=classes) + np.bincount(predictions, minlength=classes)
+    given = np.bincount(predictions[predictions >= 0], minlength=classes)
+    both = np.bincount(labels, minlength=classes) + given
     return float((2 * hits[both > 0] / both[both > 0]).mean())
 
 
@@ -52,7 +57,7 @@ def ece(logits: np.ndarray, labels: np.ndarray, *, bins: int = ECE_BINS) -> floa
     confidences in ``(k / bins, (k + 1) / bins]``.
     """
     confidence = np.exp(log_softmax(logits).max(axis=1))
-    correct = logits.argmax(axis=1) == labels
+    correct = answered(logits) == labels
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(index, weights=correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(labels))

@@ -23,12 +23,13 @@ from torch import nn
 from tasks.errors import ParamsError
 from tasks.evaluation.footprint import flops
 from tasks.evaluation.latency import p50_of
+from tasks.modeling.checkpoint import twin
 from tasks.modeling.surgery import keep_heads, keep_neurons, shapes_of
 from tasks.problems.classification import Row, encode, pad, read_tokenizer
 from tasks.problems.sampling import spread
 from tasks.pruning.importance import LayerScores
 from tasks.pruning.planner import Cost, Counts, Price, counts_of, exceeded, plan_budget
-from tasks.pruning.sensitivity import Curve, smallest, twin
+from tasks.pruning.sensitivity import Curve, smallest
 from tasks.pruning.width import LayerPlan, apply, keep_best
 from tasks.quantization.bundle import Form, build_bundle
 from tasks.release.servable import file_bytes

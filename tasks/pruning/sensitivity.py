@@ -5,7 +5,6 @@ Whole layers and channels are measured beside them; no budget is planned over th
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from torch import nn
 
 from tasks.errors import DataError
 from tasks.modeling.architecture import architecture_of, layers_of, linear
+from tasks.modeling.checkpoint import twin
 from tasks.modeling.surgery import keep_channels
 from tasks.pruning.importance import LayerScores
 from tasks.pruning.width import CHANNEL_BLOCK, keep_best
@@ -149,12 +149,6 @@ def narrowed(
         found.append((count, _finite(evaluate(cut), f"{count} of {whole} channels") - base))
         del cut
     return tuple(reversed(found))
-
-
-def twin(model: nn.Module) -> nn.Module:
-    """A second set of modules around the same weights: it can be cut at no cost in memory."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors})
 
 
 def curve(layer: int, kind: Kind, raw: Sequence[tuple[int, float]]) -> Curve:

@@ -20,7 +20,7 @@ from torch import nn
 
 from tasks.errors import IntegrityError
 from tasks.modeling.architecture import architecture_of, embeddings_of
-from tasks.modeling.checkpoint import clone, load_checkpoint
+from tasks.modeling.checkpoint import load_checkpoint, twin
 from tasks.modeling.exits import Exits, states_after
 from tasks.modeling.vocabulary import pad_token
 from tasks.problems.classification import Row, encode, pad, read_labels, read_tokenizer
@@ -49,12 +49,13 @@ class ForServing(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model = clone(model).eval()
+        self.model = twin(model).eval()
         self.causal = architecture_of(model).causal
         embeddings = embeddings_of(self.model)
         if hasattr(embeddings, "token_type_embeddings"):
             segment = embeddings.token_type_embeddings.weight.data[0]
-            embeddings.position_embeddings.weight.data += segment
+            positions = embeddings.position_embeddings
+            positions.weight = nn.Parameter(positions.weight.data + segment)
             embeddings.token_type_embeddings = NoSegments()
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:

@@ -22,6 +22,8 @@ from onnx import helper, numpy_helper
 ELEMENTWISE = {"Add", "Cast", "Div", "Erf", "Gelu", "Mul", "Relu", "Sigmoid", "Sub", "Tanh"}
 ROW_BY_ROW = {"LayerNormalization", "Softmax"}
 """Operators over one axis; where that is the last, each row by itself."""
+SMALL = 64
+"""What has no more elements than this may be a shape, so inference is to see its values."""
 
 
 @dataclass(frozen=True)
@@ -165,10 +167,28 @@ def attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
     return next(found, default)
 
 
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy in which matrices and tables are inputs: inference takes their sizes alone."""
+    bare, graph = onnx.ModelProto(), model.graph
+    bare.opset_import.extend(model.opset_import)
+    bare.ir_version = model.ir_version
+    bare.graph.name = graph.name
+    bare.graph.node.extend(graph.node)
+    bare.graph.input.extend(graph.input)
+    bare.graph.output.extend(graph.output)
+    for tensor in graph.initializer:
+        if math.prod(tensor.dims) > SMALL:
+            info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            bare.graph.input.append(info)
+        else:
+            bare.graph.initializer.append(tensor)
+    return bare
+
+
 def facts_of(model: onnx.ModelProto) -> Facts:
     """Read a graph; sizes as far as shape inference reaches."""
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes: dict[str, Sequence[int | None]] = {t.name: t.dims for t in inferred.initializer}
+    inferred = onnx.shape_inference.infer_shapes(without_weights(model), data_prop=True).graph
+    shapes: dict[str, Sequence[int | None]] = {t.name: t.dims for t in model.graph.initializer}
     for value in [*inferred.input, *inferred.value_info, *inferred.output]:
         if value.type.tensor_type.HasField("shape"):
             sizes = value.type.tensor_type.shape.dim

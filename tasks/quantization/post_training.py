@@ -29,13 +29,11 @@ def quantize(
         reduce_range: 7-bit weights, for CPUs whose int8 products saturate (AVX2 without VNNI).
         keep_float: names of nodes that stay as they are.
     """
-    model = onnx.load(source)
-    del model.graph.value_info[:]  # stale shapes make the quantiser refuse the graph
     # a Gemm becomes a MatMul of a longer name before names are looked at
     operators = ["MatMul", "Gemm", "Attention"] + (["Gather"] if embeddings else [])
     with quietly():
         quantize_dynamic(
-            model, str(target), op_types_to_quantize=operators, per_channel=per_channel,
+            source, target, op_types_to_quantize=operators, per_channel=per_channel,
             reduce_range=reduce_range, weight_type=QuantType.QInt8,
             nodes_to_exclude=[*keep_float, *(f"{name}_MatMul" for name in keep_float)],
             extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from tasks.modeling.architecture import ARCHITECTURES, set_sizes
+from tasks.modeling.checkpoint import twin
 from tasks.modeling.surgery import shapes_of
 from tasks.pruning.cost import (
     Bench,
@@ -27,7 +28,6 @@ from tasks.pruning.cost import (
 )
 from tasks.pruning.importance import LayerScores, importance
 from tasks.pruning.planner import Price, counts_of
-from tasks.pruning.sensitivity import twin
 from tasks.pruning.width import LayerPlan, apply
 from tasks.quantization.bundle import Form
 from tests.tiny_models import CLASSES, FFN, GROUPED, HEADS, KINDS, LAYERS, PIECES, answer, tiny

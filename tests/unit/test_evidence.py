@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from tasks.errors import DataError
 from tasks.evaluation import behaviour, comparison, perturbations
 from tasks.evaluation.energy import Energy
-from tasks.evaluation.evidence import texts_of_lengths
+from tasks.evaluation.evidence import groups, texts_of_lengths
 from tasks.evaluation.evidence_markdown import SECTIONS, sections
 from tasks.evaluation.latency import engine_ratio, grid
 from tasks.evaluation.payback import payback, stage_energy
@@ -136,6 +136,13 @@ def test_slices_by_hand() -> None:
     assert rows[0]["p_value"] == 1.0
     assert few == [{"slice": "few", "value": "y", "n": 1}]
     assert behaviour.length_terciles(["a", "a b", "a b c"]) == ["short", "medium", "long"]
+
+
+def test_a_column_called_length_stands_beside_the_texts_own() -> None:
+    texts, column = ["a", "a b", "a b c"], ["1 m", "2 m", "1 m"]
+    thirds = ["short", "medium", "long"]
+    assert groups(texts, {"shop": column}) == {"length": thirds, "shop": column}
+    assert groups(texts, {"length": column}) == {"length in words": thirds, "length": column}
 
 
 def test_of_a_column_with_a_value_for_each_text_the_first_are_named() -> None:

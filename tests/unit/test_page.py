@@ -23,7 +23,7 @@ from tasks.evaluation.evidence_markdown import sections
 from tasks.evaluation.figures import energy, percent, signed, significant, size, times
 from tasks.evaluation.page import render_page
 from tasks.evaluation.page_style import STYLE
-from tasks.validate import answered
+from tasks.evaluation.quality import answered
 from tests.report_example import BREAKOUT, rich_summary
 
 VOID = {"meta", "link", "br", "img", "wbr"}

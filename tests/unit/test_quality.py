@@ -57,6 +57,15 @@ def test_per_class_recall_is_nan_where_a_class_is_absent():
     assert np.isnan(found[[2, 4]]).all()
 
 
+def test_a_row_with_what_is_no_number_is_right_in_no_class():
+    logits = np.array([[np.nan, 0.0], [3.0, 0.0], [0.0, np.inf], [0.0, 2.0]])
+    labels = np.array([0, 0, 1, 1])
+    assert q.answered(logits).tolist() == [-1, 0, -1, 1]
+    assert q.accuracy(logits, labels) == 0.5
+    # of each class one of two was found, and nothing else was called by its name
+    assert q.macro_f1(logits, labels) == pytest.approx(2 / 3)
+
+
 def test_metrics_say_direction_and_rows():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(50, 7)).astype(np.float32), rng.integers(0, 7, 50)

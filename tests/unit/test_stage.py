@@ -175,3 +175,12 @@ def test_two_runs_of_the_same_params_do_not_share_their_checkpoints(
     lock.release()
     monkeypatch.chdir(tmp_path / "other")
     discard_checkpoints("prune")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no such call here")
+def test_cores_are_those_that_the_process_may_use() -> None:
+    source = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+    source += "from tasks.stage import machine; print(machine()['cores'])"
+    done = subprocess.run([sys.executable, "-c", source], cwd=ROOT, text=True, check=True,
+                          capture_output=True)  # fmt: skip
+    assert done.stdout == "1\n"
