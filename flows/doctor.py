@@ -128,7 +128,7 @@ def _threads(m: Machine, params: Params) -> Finding:
         return Finding(
             "threads",
             "note",
-            f"hardware.threads is {wanted}, the machine has {m.cores} cores",
+            f"hardware.threads is {wanted}, cores that may be used here: {m.cores}",
             f"stillroom compress --set hardware.threads={m.cores}",
         )
     return Finding("threads", "ok", f"{wanted} of {m.cores} cores")

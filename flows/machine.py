@@ -54,6 +54,7 @@ class Machine:
     installed: Mapping[str, str | None]
     flags: frozenset[str]
     cores: int
+    """That this process may use."""
     memory: int
     disk: int
     gpu: str

@@ -73,7 +73,7 @@ def test_what_would_stop_the_main_job(check: str, changes: dict[str, Any], said:
         ("int8", {"flags": frozenset({"sse2", "avx2"})}, "added in 16 bits"),
         ("dvc", {"links": ()}, "can only use copies"),
         ("dvc", {"remote": "far", "remote_says": "refused"}, "remote far does not answer"),
-        ("threads", {"cores": 1}, "the machine has 1 cores"),
+        ("threads", {"cores": 1}, "cores that may be used here: 1"),
         ("browser", {"chromium": False}, "skipped"),
     ],
 )
